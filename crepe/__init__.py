@@ -1,0 +1,40 @@
+"""crepe: prunes trained Hugging Face models in one command.
+
+The names below are imported when they are first used, so that `import crepe` and `crepe --help` stay quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from crepe.checkpoint.hub import push
+    from crepe.checkpoint.read import load
+    from crepe.errors import CrepeError, UsageError
+    from crepe.eval.evaluate import evaluate
+    from crepe.pipeline.job import Result, prune
+
+_PLACES = {
+    "CrepeError": "crepe.errors",
+    "Result": "crepe.pipeline.job",
+    "UsageError": "crepe.errors",
+    "evaluate": "crepe.eval.evaluate",
+    "load": "crepe.checkpoint.read",
+    "prune": "crepe.pipeline.job",
+    "push": "crepe.checkpoint.hub",
+}
+
+__all__ = ["CrepeError", "Result", "UsageError", "evaluate", "load", "prune", "push"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PLACES:
+        return getattr(importlib.import_module(_PLACES[name]), name)
+    raise AttributeError(f"module 'crepe' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,5 @@
+"""How the global sparsity is divided over tensors: one file per rule."""
+
+from crepe.allocation.base import ALLOCATIONS, Allocation
+
+__all__ = ["ALLOCATIONS", "Allocation"]

@@ -1,0 +1,27 @@
+"""Writing safetensors files so that a kill or a full disk never leaves a half-written one behind."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from torch import Tensor
+
+from crepe.errors import CrepeError
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor]) -> int:
+    """Write a safetensors file under a temporary name, flush it, rename it; returns its size in bytes."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    temporary = path.with_name(path.name + ".new")
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, {"format": "pt"})
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise CrepeError(f"cannot write {path}: {error}; free some space and go on with --resume") from error
+    return path.stat().st_size

@@ -1,0 +1,63 @@
+"""crepe.json: everything needed to judge and to repeat a run."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from torch import Tensor
+
+from crepe.models.resolve import Source
+from crepe.recipe import Choices
+
+FORMAT = 1
+_PACKAGES = ("crepe-prune", "torch", "transformers", "accelerate", "safetensors")
+
+
+def manifest(choices: Choices, source: Source, rows: Tensor | None, result: Any, fingerprint: dict[str, Any]) -> dict[str, Any]:
+    """The content of crepe.json. Timings and peak memory are the only entries that differ between equal runs."""
+    recipe = choices.recipe
+    return {
+        "format": FORMAT,
+        "recipe": {key: value for key, value in recipe.result_fields.items()},
+        "coefficients": _coefficients(choices),
+        "versions": {name: _version(name) for name in _PACKAGES},
+        "base_model": {
+            "name": source.name,
+            "asked": source.asked,
+            "revision": source.revision,
+            "gguf": source.gguf,
+            "licence": source.licence,
+        },
+        "calibration": _calibration(choices, rows),
+        "seed": recipe.seed,
+        "sparsity": result.sparsity,
+        "tensors": {name: report.to_dict() for name, report in result.tensors.items()},
+        "skipped": result.skipped,
+        "notes": result.notes,
+        "fingerprint": fingerprint,
+        "timings": {"seconds": result.seconds},
+        "peak_memory_bytes": result.peak_memory_bytes,
+    }
+
+
+def _coefficients(choices: Choices) -> dict[str, Any] | None:
+    from dataclasses import asdict
+
+    return asdict(choices.coefficients) if choices.recipe.method == "crepe" else None
+
+
+def _calibration(choices: Choices, rows: Tensor | None) -> dict[str, Any] | None:
+    from crepe.calibration.tokens import digest
+
+    if rows is None:
+        return None
+    samples, seqlen = rows.shape
+    return {"source": choices.recipe.calibration, "samples": samples, "seqlen": seqlen, "sha256": digest(rows)}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

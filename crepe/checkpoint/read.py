@@ -1,0 +1,20 @@
+"""Loading what crepe wrote, or any model that crepe can prune."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def load(model: str, *, dtype: str = "auto", device: str = "cpu", trust_remote_code: bool = False) -> tuple[Any, Any]:
+    """(model, tokenizer) of an output folder, Hub id, .gguf file or alias.
+
+    Raises:
+        CrepeError: no such model, or its files are broken.
+    """
+    from crepe.models.load import load_tokenizer, open_model, parse_device
+    from crepe.models.resolve import resolve
+
+    place = parse_device(device)
+    source = resolve(str(model))
+    opened = open_model(source, dtype, trust_remote_code=trust_remote_code)
+    return opened.to(place), load_tokenizer(source, trust_remote_code)

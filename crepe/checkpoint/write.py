@@ -1,0 +1,146 @@
+"""From the finished blocks to a complete output folder, in one rename at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from crepe.checkpoint.blocks import checkpoint_tensors, masks_name, shard_name, without_tied
+from crepe.checkpoint.files import save_tensors
+from crepe.errors import CrepeError
+from crepe.models.blocks import Block
+from crepe.models.onload import WeightStore
+
+# Up to this size the checkpoint is one file; a larger one keeps a file per block.
+_ONE_FILE = 5 << 30
+# Tensors outside the blocks are written alone from this size on: embeddings of large models.
+_ALONE = 64 << 20
+
+
+def assemble(work: Path, model: Any, blocks: Sequence[Block], store: WeightStore) -> Path:
+    """Write weights and config below `work/final` and return that folder."""
+    final = work / "final"
+    shutil.rmtree(final, ignore_errors=True)
+    final.mkdir()
+    parts = [*_rest_files(work, model, blocks, store), *(work / shard_name(i) for i in range(len(blocks)))]
+    try:
+        if sum(part.stat().st_size for part in parts) <= _ONE_FILE:
+            concatenate(parts, final / "model.safetensors")
+        else:
+            _link_shards(parts, final)
+        _save_config(model, final)
+    except OSError as error:
+        raise CrepeError(f"cannot write {final}: {error}; free some space and go on with --resume") from error
+    return final
+
+
+def publish(final: Path, output: Path, overwrite: bool) -> None:
+    """Make `final` the output folder. A folder of that name is only ever replaced by a complete one."""
+    old = output.with_name(output.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if output.exists() and overwrite:
+        output.rename(old)
+    os.rename(final, output)
+    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(final.parent)
+
+
+def _rest_files(work: Path, model: Any, blocks: Sequence[Block], store: WeightStore) -> list[Path]:
+    """Everything outside the blocks: one file for the small tensors, one for each large one."""
+    import torch
+
+    prefixes = tuple(block.name + "." for block in blocks)
+    state = {} if blocks[0].name == "" else {n: t for n, t in model.state_dict().items() if not n.startswith(prefixes)}
+    names = list(without_tied(model, state))
+    large = [name for name in names if state[name].numel() * state[name].element_size() >= _ALONE]
+    files = []
+    for number, group in enumerate([[n for n in names if n not in large], *([n] for n in large)]):
+        tensors = {n: store.read(n, torch.device("cpu")) if state[n].is_meta else state[n].detach() for n in group}
+        if tensors:
+            files.append(work / f"rest-{number:05d}.safetensors")
+            save_tensors(files[-1], checkpoint_tensors(model, tensors))
+    return files
+
+
+def concatenate(parts: Sequence[Path], target: Path) -> None:
+    """Join safetensors files into one by copying bytes: no tensor is loaded."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for part in parts:
+        entries, _, size = _read_header(part)
+        for name, entry in entries.items():
+            start, end = entry["data_offsets"]
+            header[name] = {**entry, "data_offsets": [start + offset, end + offset]}
+        offset += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(target, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for part in parts:
+            with open(part, "rb") as source:
+                source.seek(_read_header(part)[1])
+                shutil.copyfileobj(source, file, 1 << 22)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
+    """Entries of a safetensors file, where its data begins, and how long the data is."""
+    with open(path, "rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        entries = json.loads(file.read(length))
+    entries.pop("__metadata__", None)
+    return entries, 8 + length, path.stat().st_size - 8 - length
+
+
+def _link_shards(parts: Sequence[Path], final: Path) -> None:
+    """Keep the files as they are, under the names that transformers expects, with an index."""
+    weight_map: dict[str, str] = {}
+    total = 0
+    for number, part in enumerate(parts, 1):
+        name = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
+        os.link(part, final / name)
+        entries, _, size = _read_header(part)
+        weight_map.update(dict.fromkeys(entries, name))
+        total += size
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (final / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+
+
+def _save_config(model: Any, final: Path) -> None:
+    from transformers.dynamic_module_utils import custom_object_save
+
+    config = model.config
+    config.dtype = str(model.dtype).removeprefix("torch.")
+    config.architectures = [type(model).__name__]
+    if getattr(config, "quantization_config", None) is not None:
+        del config.quantization_config
+    if type(model).__module__.startswith("transformers_modules"):
+        custom_object_save(model, final, config=config)
+    config.save_pretrained(final)
+    if model.can_generate():
+        model.generation_config.save_pretrained(final)
+
+
+def combine_masks(work: Path, count: int, described: dict[str, Any], target: Path) -> None:
+    """One mask file from those of the blocks. described: view name -> its report (shape, pattern)."""
+    from safetensors.torch import load_file
+
+    from crepe.masks import Mask, MaskSet, parse_pattern
+    from crepe.masks.mask_set import unpack_bits
+
+    packed: dict[str, Tensor] = {}
+    for index in range(count):
+        packed |= load_file(work / masks_name(index))
+    masks = {
+        name: Mask(unpack_bits(bits, tuple(described[name].shape)), parse_pattern(described[name].pattern))
+        for name, bits in packed.items()
+    }
+    MaskSet(masks).save(target)

@@ -1,0 +1,23 @@
+"""Results go to stdout: one JSON object, or lines for people."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+
+def emit(as_json: bool, result: dict[str, Any], lines: Sequence[str]) -> None:
+    sys.stdout.write(json.dumps(result, default=str) + "\n" if as_json else "\n".join(lines) + "\n")
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of text with aligned columns; the first row is the header."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [lines[0], "  ".join("-" * width for width in widths), *lines[1:]]
+
+
+def megabytes(size: float) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"

@@ -1,0 +1,125 @@
+"""crepe prune"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+_TEXT = [
+    ("--model", "M", "Hub id, folder, .gguf file or alias (llama, qwen3-0.6b, ...)"),
+    ("--weights", "FILE", "safetensors file with other weights for the architecture of --model"),
+    ("--revision", "REV", "branch, tag or commit of a Hub model"),
+    ("--output", "DIR", "folder to write; must not exist"),
+    ("--recipe", "NAME|FILE", "a shipped recipe (fast) or a YAML file; flags overrule it"),
+    ("--method", "NAME", "importance score: crepe (default), ria, wanda, magnitude"),
+    ("--pattern", "P", "unstructured (default) or N:M such as 2:4"),
+    ("--compare", "GROUP", "unstructured: compare weights over the tensor, each output row, or the global model"),
+    ("--coefficients", "FILE", "YAML file with the coefficients of the crepe score"),
+    ("--allocation", "NAME", "how the sparsity is divided over tensors (default uniform)"),
+    ("--refine", "A,B", "refinements after selection, in order"),
+    ("--include", "GLOBS", "parameters to prune although they stay dense by default, such as '*.router.*'"),
+    ("--exclude", "GLOBS", "parameters to leave dense, such as '*.down_proj.*'"),
+    ("--calibration", "SRC", "self (default: the model writes it), wikitext2, c4, a Hub data set or a text file"),
+    ("--pipeline", "NAME", "one-pass (default: dense statistics) or sequential (errors propagate, twice the time)"),
+    ("--device", "D", "auto (default), cpu, cuda, cuda:1, ..."),
+    ("--dtype", "T", "auto (default: the checkpoint's), bfloat16, float16, float32"),
+    ("--format", "F", "dense (default)"),
+]
+_NUMBERS = [
+    ("--sparsity", float, "S", "share of weights to remove (default 0.5; N:M has its own)"),
+    ("--samples", int, "N", "calibration rows (default 64)"),
+    ("--seqlen", int, "L", "tokens per calibration row (default 512)"),
+    ("--batch-size", int, "B", "rows per forward (default 8); halved where memory does not suffice"),
+    ("--seed", int, "S", "seed of every choice (default 0)"),
+]
+_SWITCHES = [
+    ("--save-masks", "write masks.safetensors as well"),
+    ("--trust-remote-code", "allow code from the model's repository"),
+    ("--dry-run", "print blocks, tensors, memory, disk and time; touch nothing"),
+    ("--resume", "go on with a run that was interrupted"),
+    ("--overwrite", "replace an existing output or unfinished run"),
+    ("--json", "print one JSON object"),
+]
+
+
+def add_parser(verbs: Any) -> None:
+    parser = verbs.add_parser(
+        "prune",
+        help="prune a model and write a checkpoint",
+        description="Prune a model and write a checkpoint that plain transformers loads.",
+        epilog="example: crepe prune --model llama --pattern 2:4 --output llama-2of4",
+        argument_default=argparse.SUPPRESS,
+    )
+    for flag, name, text in _TEXT:
+        parser.add_argument(flag, metavar=name, help=text)
+    for flag, kind, name, text in _NUMBERS:
+        parser.add_argument(flag, type=kind, metavar=name, help=text)
+    for flag, text in _SWITCHES:
+        parser.add_argument(flag, action="store_true", help=text)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    given = {key: value for key, value in vars(arguments).items() if key not in ("run", "verb")}
+    as_json = given.pop("json", False)
+    if given.pop("dry_run", False):
+        _dry_run(given, as_json)
+        return
+    from crepe.errors import UsageError
+    from crepe.pipeline import distributed
+    from crepe.pipeline.job import prune
+
+    if "output" not in given:
+        raise UsageError("no output: give --output with the folder to write")
+    result = prune(given.pop("model", None), given.pop("output"), **given)
+    if distributed.is_main():
+        _show(result, as_json)
+
+
+def _show(result: Any, as_json: bool) -> None:
+    from crepe.cli.output import emit, megabytes
+
+    lines = [
+        f"{result.output}: {result.sparsity:.2%} of the weights in {len(result.tensors)} matrices are zero, "
+        f"{len(result.skipped)} tensors stay dense",
+        f"{result.seconds:.1f} s, peak memory {megabytes(result.peak_memory_bytes)}",
+        "dense zeros: the same size and speed as before; quality: "
+        f"crepe eval {result.output} --reference BASE_MODEL --save",
+    ]
+    emit(as_json, result.to_json(), [*lines, *(f"note: {note}" for note in result.notes)])
+
+
+def _dry_run(given: dict[str, Any], as_json: bool) -> None:
+    from crepe.cli.output import emit, megabytes
+    from crepe.pipeline.job import prepare
+    from crepe.pipeline.plan import estimate
+    from crepe.recipe import build, choose
+
+    recipe = build(given)
+    choices = choose(recipe)
+    source, model, plan = prepare(recipe, choices)
+    needs = estimate(model, plan, recipe, in_memory=source.gguf is not None)
+    weights = sum(shape[0] * shape[1] for shape in plan.shapes.values())
+    result = {
+        "source": str(source),
+        "blocks": [block.name for block in plan.blocks],
+        "tensors": {name: list(shape) for name, shape in plan.shapes.items()},
+        "skipped": [{"name": s.name, "shape": list(s.shape), "reason": s.reason} for s in plan.skipped],
+        "expected": {"memory_bytes": needs.memory, "disk_bytes": needs.disk, "seconds": needs.seconds},
+        "notes": plan.notes,
+        "recipe": recipe.result_fields,
+    }
+    lines = [
+        f"model: {source}",
+        f"{len(plan.blocks)} blocks, {len(plan.shapes)} matrices with {weights:,} weights to prune, "
+        f"pattern {choices.pattern}, sparsity {choices.sparsity:g}",
+        *(f"  {name}  {shape[0]} x {shape[1]}" for name, shape in plan.shapes.items()),
+        f"{len(plan.skipped)} tensors stay dense:",
+        *(f"  {s.name}  {' x '.join(map(str, s.shape))}  ({s.reason})" for s in plan.skipped),
+        f"expected: memory {megabytes(needs.memory)}, disk {megabytes(needs.disk)}, "
+        f"about {needs.seconds:.0f} s on this machine without loading"
+        + (" and without writing the calibration text" if recipe.calibration == "self" else ""),
+        "dense zeros: the output is as large and as fast as the dense model",
+        *(f"note: {note}" for note in plan.notes),
+    ]
+    emit(as_json, result, lines)

@@ -1,0 +1,15 @@
+"""Magnitude: the size of the weight alone."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from crepe.criteria.base import CRITERIA, Criterion
+
+
+def magnitude_score(weight: Tensor) -> Tensor:
+    """S_ij = |W_ij|. weight: (out, in)."""
+    return weight.abs()
+
+
+CRITERIA.add("magnitude", Criterion(lambda weight, statistics, coefficients: magnitude_score(weight)))

@@ -1,0 +1,34 @@
+"""The k x k neighbourhood of a weight in its matrix: the third term of CRePE (Park 2026).
+
+The paper's exact formula is not public in full; these are the three forms that the abstract allows, each of mean
+about 1 so that one coefficient means the same for a matrix of any size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from crepe.criteria.ria import reciprocal
+
+
+def box_mean(size: Tensor, kernel: int) -> Tensor:
+    """Mean of `size` (out, in) over the k x k window around each entry, centre included, windows cut at the border."""
+    pooled = torch.nn.functional.avg_pool2d(size[None, None], kernel, 1, kernel // 2, count_include_pad=False)
+    return pooled[0, 0]
+
+
+def neighbourhood_term(size: Tensor, form: str, kernel: int) -> Tensor:
+    """The term for |W| = `size` (out, in).
+
+    relative: |W| / boxmean (importance among the neighbours)
+    context:  boxmean / mean (a strong neighbourhood raises its members)
+    product:  |W| * boxmean / mean^2
+    """
+    box = box_mean(size, kernel)
+    if form == "relative":
+        return reciprocal(box).mul_(size)
+    scale = reciprocal(size.mean())
+    if form == "context":
+        return box.mul_(scale)
+    return box.mul_(scale * scale).mul_(size)

@@ -1,0 +1,32 @@
+"""RIA: relative importance and activations (Zhang et al., ICLR 2024, eq. 4 and 5), compared over the matrix."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from crepe.criteria.base import CRITERIA, Criterion
+
+EXPONENT = 0.5
+
+
+def ria_score(weight: Tensor, norm: Tensor, exponent: float = EXPONENT) -> Tensor:
+    """S_ij = (|W_ij| / sum_j |W_ij| + |W_ij| / sum_i |W_ij|) * ||X_j||_2 ^ exponent.
+
+    weight: (out, in); norm: (in,). A row or column of zeros scores zero.
+    """
+    size = weight.abs()
+    share = reciprocal(size.sum(1, keepdim=True)) + reciprocal(size.sum(0, keepdim=True))
+    return size.mul_(share).mul_(norm.pow(exponent))
+
+
+def reciprocal(total: Tensor) -> Tensor:
+    """1 / total, and 0 where the total is 0, so that an all-zero row or column scores 0 instead of NaN."""
+    return total.reciprocal().nan_to_num_(posinf=0.0)
+
+
+CRITERIA.add(
+    "ria",
+    Criterion(
+        lambda weight, statistics, coefficients: ria_score(weight, statistics["norm"]), needs=frozenset({"norm"})
+    ),
+)

@@ -1,0 +1,87 @@
+"""Weights of one block in memory, the rest on disk.
+
+transformers and accelerate place the model: its parameters are on the meta device and a map knows the file of each.
+Outside the blocks accelerate's own hooks load what a forward needs. A block is onloaded once for all batches instead
+of once per call, so its hooks are taken off and its tensors come and go here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from crepe.errors import CrepeError
+from crepe.models.blocks import Block
+
+
+class WeightStore:
+    """Reads parameters of a disk-offloaded model by name; empty for a model that is in memory."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._weights: Mapping[str, Tensor] = {}
+        for name, module in model.named_modules():
+            hook = getattr(module, "_hf_hook", None)
+            for candidate in getattr(hook, "hooks", [hook]):
+                found = getattr(candidate, "weights_map", None)
+                if found is not None:
+                    self._weights = getattr(found, "dataset", found)
+                    return
+
+    def read(self, name: str, device: torch.device) -> Tensor:
+        """A private copy of one parameter; raises CrepeError where the file cannot be read."""
+        try:
+            return self._weights[name].clone().to(device)
+        except (KeyError, OSError, RuntimeError, ValueError) as error:
+            raise CrepeError(f"cannot read tensor {name!r} of the model: {error}") from error
+
+
+def take_over(model: nn.Module, blocks: Sequence[Block], device: torch.device) -> WeightStore:
+    """From here on the blocks' weights come and go with `onloaded`, everything else with accelerate's hooks."""
+    from accelerate.hooks import remove_hook_from_module
+
+    store = WeightStore(model)
+    for block in blocks:
+        remove_hook_from_module(block.module, recurse=True)
+    for module in model.modules():
+        hook = getattr(module, "_hf_hook", None)
+        for part in getattr(hook, "hooks", [hook]):
+            if getattr(part, "execution_device", None) is not None:
+                part.execution_device = device
+    return store
+
+
+@contextmanager
+def onloaded(block: Block, store: WeightStore, device: torch.device) -> Iterator[None]:
+    """The block's parameters and buffers are on `device` inside, and back on disk (or the CPU) after."""
+    origins = _origins(block.module)
+    for path, module, attribute in origins:
+        tensor = getattr(module, attribute)
+        name = ".".join(part for part in (block.name, path, attribute) if part)
+        value = store.read(name, device) if tensor.is_meta else tensor.to(device)
+        _place(module, attribute, value)
+    try:
+        yield
+    finally:
+        for (_, module, attribute), origin in origins.items():
+            tensor = getattr(module, attribute)
+            _place(module, attribute, tensor.to(origin) if tensor.device != origin else tensor)
+
+
+def _origins(module: nn.Module) -> dict[tuple[str, nn.Module, str], torch.device]:
+    origins = {}
+    for path, child in module.named_modules():
+        for attribute, tensor in [*child.named_parameters(recurse=False), *child.named_buffers(recurse=False)]:
+            origins[(path, child, attribute)] = tensor.device
+    return origins
+
+
+def _place(module: nn.Module, attribute: str, value: Tensor) -> None:
+    if attribute in module._parameters:
+        old = module._parameters[attribute]
+        if old is not value:
+            module._parameters[attribute] = nn.Parameter(value.detach(), requires_grad=False)
+    else:
+        module._buffers[attribute] = value

@@ -1,0 +1,162 @@
+"""Weight views: every prunable matrix of a model as (out, in), and the reason for every one that stays dense."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from crepe.models.blocks import Block
+
+
+@dataclass(frozen=True)
+class View:
+    """One weight matrix inside a parameter.
+
+    name: the parameter's path, with `[e]` behind it for expert e of a fused tensor; shape: (out, in).
+    """
+
+    name: str
+    owner: nn.Module
+    attribute: str
+    shape: tuple[int, int]
+    transposed: bool = False
+    expert: int | None = None
+
+    @property
+    def parameter(self) -> Tensor:
+        found: Tensor = getattr(self.owner, self.attribute)
+        return found
+
+    def matrix(self) -> Tensor:
+        """The weights as (out, in), sharing memory with the parameter: writing to it writes back."""
+        weight = self.parameter.detach()
+        if self.expert is not None:
+            weight = weight[self.expert]
+        return weight.T if self.transposed else weight
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A tensor that stays dense, with the reason for the report."""
+
+    name: str
+    shape: tuple[int, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What is pruned and what is not, for one block or for everything outside the blocks."""
+
+    views: list[View]
+    skipped: list[Skipped]
+
+
+def inventory(block: Block, head: nn.Module | None, include: Sequence[str], exclude: Sequence[str]) -> Inventory:
+    """Sort every parameter of two or more dimensions in `block` into pruned and dense.
+
+    head: the output embedding, dense even where it lies inside the block (a model without blocks).
+    include, exclude: glob patterns of parameter names that overrule the default.
+    """
+    routers = _routers(block.module)
+    views: list[View] = []
+    skipped: list[Skipped] = []
+    for path, module in block.module.named_modules():
+        for attribute, parameter in module.named_parameters(recurse=False):
+            if parameter.dim() < 2:
+                continue
+            name = ".".join(part for part in (block.name, path, attribute) if part)
+            reason = "excluded by --exclude" if _matches(name, exclude) else None
+            if reason is None and not _matches(name, include):
+                reason = _dense_by_default(module, attribute, module is head, module in routers)
+            found = [] if reason else _views(name, module, attribute, parameter)
+            views += found
+            if not found:
+                skipped.append(Skipped(name, tuple(parameter.shape), reason or _unreadable(module, parameter)))
+    return Inventory(views, skipped)
+
+
+def outside(model: nn.Module, blocks: Sequence[Block]) -> list[Skipped]:
+    """Everything of two or more dimensions that lies outside the blocks and therefore stays dense."""
+    prefixes = tuple(block.name + "." for block in blocks)
+    return [
+        Skipped(name, tuple(parameter.shape), "outside the repeated blocks")
+        for name, parameter in model.named_parameters()
+        if parameter.dim() >= 2 and not name.startswith(prefixes)
+    ]
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+
+
+def _dense_by_default(module: nn.Module, attribute: str, is_head: bool, is_router: bool) -> str | None:
+    if is_head:
+        return "output embedding"
+    if isinstance(module, nn.Embedding):
+        return "embedding"
+    if is_router:
+        return "router"
+    if attribute.endswith("bias"):
+        return "bias"
+    return None
+
+
+def _views(name: str, module: nn.Module, attribute: str, parameter: Tensor) -> list[View]:
+    """The matrices inside a parameter; empty where its layout is not known."""
+    if parameter.dim() == 3 and hasattr(module, "is_transposed"):
+        transposed = bool(module.is_transposed)
+        shape = _shape(parameter[0], transposed)
+        experts = range(parameter.shape[0])
+        return [View(f"{name}[{e}]", module, attribute, shape, transposed, e) for e in experts]
+    if parameter.dim() == 2 and isinstance(module, (nn.Linear, nn.Embedding)):
+        return [View(name, module, attribute, _shape(parameter, False))]
+    if parameter.dim() == 2 and _is_conv1d(module):
+        return [View(name, module, attribute, _shape(parameter, True), transposed=True)]
+    return []
+
+
+def _shape(matrix: Tensor, transposed: bool) -> tuple[int, int]:
+    first, second = matrix.shape
+    return (second, first) if transposed else (first, second)
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, Conv1D)
+
+
+def _unreadable(module: nn.Module, parameter: Tensor) -> str:
+    kind = type(module).__name__
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        return f"convolution ({kind}) inside a language model"
+    return f"parameter of {kind} with {parameter.dim()} dimensions and no declared matrix layout"
+
+
+def _routers(module: nn.Module) -> set[nn.Module]:
+    """Layers that choose experts: beside the experts, with one output per expert or a single gate."""
+    found: set[nn.Module] = set()
+    for parent in module.modules():
+        for child in parent.children():
+            experts = _expert_count(child)
+            if experts:
+                inside = set(child.modules())
+                found |= {m for m in parent.modules() if m not in inside and _outputs(m) in (1, experts)}
+    return found
+
+
+def _expert_count(module: nn.Module) -> int:
+    """How many experts `module` holds: as fused 3-D tensors, or as a list of like modules without an order."""
+    fused = [p.shape[0] for _, p in module.named_parameters(recurse=False) if p.dim() == 3]
+    if fused and not isinstance(module, (nn.Conv1d, nn.Conv2d)):
+        return fused[0]
+    return 0
+
+
+def _outputs(module: nn.Module) -> int | None:
+    weight = module._parameters.get("weight")
+    return weight.shape[0] if weight is not None and weight.dim() == 2 else None

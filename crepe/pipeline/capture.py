@@ -1,0 +1,76 @@
+"""Watching the inputs of weight matrices while a block runs its own forward.
+
+A torch function mode sees every matrix product and recognises the weight by its address. That needs no hooks and no
+knowledge of classes: Linear, transposed Conv1D and each expert inside a fused 3-D tensor are seen alike, also where
+a module uses another module's weight directly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from crepe.calibration.statistics import ChannelSums, channel_square_sum
+from crepe.models.views import View
+
+# Which positional argument is the input and which the weight.
+_PRODUCTS: dict[Callable[..., Any], tuple[int, int]] = {
+    torch.nn.functional.linear: (0, 1),
+    torch.matmul: (0, 1),
+    torch.mm: (0, 1),
+    torch.bmm: (0, 1),
+    Tensor.matmul: (0, 1),
+    Tensor.__matmul__: (0, 1),
+    Tensor.mm: (0, 1),
+    Tensor.bmm: (0, 1),
+    torch.addmm: (1, 2),
+    torch.baddbmm: (1, 2),
+}
+
+
+class InputRecorder(TorchFunctionMode):
+    """Adds up channel statistics of the inputs of `views` while it is active. State only; the sums are pure."""
+
+    def __init__(self, views: Sequence[View]) -> None:
+        super().__init__()
+        self.sums = {view.name: ChannelSums.empty(view.shape[1], view.parameter.device) for view in views}
+        self._single = {view.matrix().data_ptr(): view for view in views}
+        self._fused: dict[int, list[View]] = {}
+        for view in views:
+            if view.expert is not None:
+                self._fused.setdefault(view.parameter.data_ptr(), []).append(view)
+        self._last: tuple[Tensor, int, Tensor] | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _PRODUCTS:
+            first, second = _PRODUCTS[func]
+            if len(args) > second and isinstance(args[second], Tensor):
+                self._record(args[first], args[second])
+        return func(*args, **(kwargs or {}))
+
+    def _record(self, inputs: Tensor, weight: Tensor) -> None:
+        address = weight.data_ptr()
+        if weight.dim() == 3 and address in self._fused:
+            for view, expert_inputs in zip(self._fused[address], inputs, strict=True):
+                self._add(view, expert_inputs)
+        elif weight.dim() == 2 and address in self._single:
+            view = self._single[address]
+            if inputs.shape[-1] == view.shape[1]:
+                self._add(view, inputs)
+
+    def _add(self, view: View, inputs: Tensor) -> None:
+        if inputs.numel():
+            self.sums[view.name].add(self._square_sum(inputs), inputs.numel() // inputs.shape[-1])
+
+    def _square_sum(self, inputs: Tensor) -> Tensor:
+        """Query, key and value see the very same tensor: it is summed once."""
+        if self._last and self._last[0] is inputs and self._last[1] == inputs._version:
+            return self._last[2]
+        with torch._C.DisableTorchFunction():
+            result = channel_square_sum(inputs)
+        self._last = (inputs, inputs._version, result)
+        return result

@@ -1,0 +1,296 @@
+"""`crepe prune` from the words of a recipe to a complete output folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crepe.errors import CrepeError, UsageError
+from crepe.models.resolve import Source
+from crepe.pipeline import distributed
+from crepe.pipeline.journal import Journal, model_fingerprint, refuse_if_changed, work_folder
+from crepe.pipeline.plan import Plan, make_plan
+from crepe.pipeline.prune import TensorReport
+from crepe.recipe import Choices, Recipe, build, choose
+
+
+@dataclass
+class Result:
+    """What a run did. sparsity: achieved over the pruned tensors; peak_memory_bytes: of this process, resident."""
+
+    output: str | None
+    sparsity: float
+    seconds: float
+    peak_memory_bytes: int
+    skipped: list[dict[str, Any]]
+    source: str
+    tensors: dict[str, TensorReport] = field(repr=False, default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    model: Any = field(default=None, repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        keys = ("output", "sparsity", "seconds", "peak_memory_bytes", "skipped", "source", "notes")
+        return {key: getattr(self, key) for key in keys} | {"tensors": len(self.tensors)}
+
+
+def prune(model: Any = None, output: str | Path | None = None, *, tokenizer: Any = None, **fields: Any) -> Result:
+    """Prune a model: keyword arguments are the fields of `crepe.recipe.Recipe`.
+
+    Args:
+        model: a Hub id, folder, .gguf file or alias; or a transformers model in memory, which is pruned in place.
+        output: the folder to write; may be left out for a model in memory.
+        tokenizer: for a model in memory, whose calibration text has to become tokens.
+
+    Raises:
+        CrepeError: one line that says what was wrong and what to do (UsageError for wrong words).
+    """
+    started = time.perf_counter()
+    distributed.start()
+    if model is not None and not isinstance(model, (str, Path)):
+        return _prune_object(model, tokenizer, output, fields, started)
+    given = {**fields, "output": str(output) if output else None}
+    if model is not None:
+        given["model"] = str(model)
+    recipe = build({key: value for key, value in given.items() if value is not None})
+    if recipe.output is None:
+        raise UsageError("no output: give --output with the folder to write")
+    return _prune_named(recipe, choose(recipe), started)
+
+
+def prepare(recipe: Recipe, choices: Choices) -> tuple[Source, Any, Plan]:
+    """Resolve the model and plan the run on the meta device; nothing is touched."""
+    from crepe.models.load import check_files, skeleton
+    from crepe.models.resolve import resolve
+
+    source = resolve(recipe.model, recipe.revision)
+    check_files(source)
+    bones = skeleton(source, recipe.dtype, recipe.trust_remote_code)
+    return source, bones, make_plan(bones, choices)
+
+
+def _prune_named(recipe: Recipe, choices: Choices, started: float) -> Result:
+    from crepe.models.load import load_tokenizer, open_model, parse_device
+
+    device = parse_device(recipe.device)
+    source, _, planned = prepare(recipe, choices)
+    print_source(source)
+    output = Path(str(recipe.output))
+    fingerprint = _fingerprint(recipe, source)
+    if output.exists() and not recipe.overwrite:
+        return _already_there(output, recipe, fingerprint)
+    _require_room(output, source, planned)
+    journal = _open_journal(output, fingerprint, recipe)
+    tokenizer = load_tokenizer(source, recipe.trust_remote_code)
+    rows = _rows(choices, source, tokenizer, journal.folder) if _needs_rows(choices) else None
+    offload = journal.folder / f"offload-{distributed.rank()}"
+    model = open_model(source, recipe.dtype, offload, recipe.trust_remote_code, recipe.weights)
+    plan, store, reports = _walk(model, choices, device, journal, rows)
+    result = _result(str(output), plan, reports, started, str(source))
+    if distributed.is_main():
+        _write(journal, model, plan, store, reports, tokenizer, source, rows, choices, result, fingerprint)
+    distributed.wait()
+    return result
+
+
+def _prune_object(model: Any, tokenizer: Any, output: Any, fields: dict[str, Any], started: float) -> Result:
+    """A model in memory: pruned in place, and saved where an output is given."""
+    from crepe.models.load import use_eager_experts
+
+    rows = fields.pop("rows", None)
+    recipe = build({"model": getattr(model, "name_or_path", "") or type(model).__name__, **fields})
+    choices = choose(recipe)
+    if rows is None and _needs_rows(choices):
+        if tokenizer is None:
+            raise UsageError("a model in memory needs tokenizer=, or rows= with calibration tokens (samples, seqlen)")
+        rows = _make_rows(choices, tokenizer, lambda: model)
+    if output is not None and Path(output).exists() and not recipe.overwrite:
+        raise CrepeError(f"{output} exists: choose another folder, or overwrite=True")
+    use_eager_experts(model)
+    device = next(model.parameters()).device
+    training = model.training
+    plan, _, reports = _walk(model.eval(), choices, device, None, rows)
+    model.train(training)
+    if output is not None:
+        model.save_pretrained(output)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(output)
+    result = _result(str(output) if output else None, plan, reports, started, recipe.model)
+    result.model = model
+    return result
+
+
+def _needs_rows(choices: Choices) -> bool:
+    return bool(choices.criterion.needs)
+
+
+def print_source(source: Source) -> None:
+    import logging
+
+    if distributed.is_main():
+        logging.getLogger("crepe").info("model: %s", source)
+
+
+def _already_there(output: Path, recipe: Recipe, fingerprint: dict[str, Any]) -> Result:
+    """A complete output: the answer to --resume when the kill came after the last step, an error otherwise."""
+    manifest = output / "crepe.json"
+    if not recipe.resume or not manifest.is_file():
+        raise CrepeError(f"{output} exists: choose another --output, or replace it with --overwrite")
+    content = json.loads(manifest.read_text())
+    refuse_if_changed(content["fingerprint"], fingerprint, output)
+    shutil.rmtree(work_folder(output), ignore_errors=True)
+    reports = {name: TensorReport(**about) for name, about in content["tensors"].items()}
+    base = content["base_model"]["name"]
+    return Result(str(output), content["sparsity"], 0.0, 0, content["skipped"], base, reports, content["notes"])
+
+
+def _require_room(output: Path, source: Source, plan: Plan) -> None:
+    parent = output.absolute().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(parent).free
+    except OSError as error:
+        raise CrepeError(f"cannot write below {parent}: {error}") from error
+    needed = sum(file.stat().st_size for file in source.folder.glob("*.safetensors")) if not source.gguf else 0
+    if free < needed:
+        raise CrepeError(f"{parent} has {free >> 20} MiB free, the output needs about {needed >> 20} MiB: free some space")
+
+
+def _fingerprint(recipe: Recipe, source: Source) -> dict[str, Any]:
+    """Everything that the bytes of the result depend on, as flat names that an error can print."""
+    import hashlib
+    from importlib.metadata import version
+
+    given = {f"recipe.{key}": list(v) if isinstance(v, tuple) else v for key, v in recipe.result_fields.items()}
+    for key in ("calibration", "coefficients", "weights"):
+        value = getattr(recipe, key)
+        if value and Path(value).is_file():
+            given[f"file.{key}"] = hashlib.sha256(Path(value).read_bytes()).hexdigest()
+    packages = {f"version.{name}": version(name) for name in ("torch", "transformers", "crepe-prune")}
+    return {**given, **packages, "model": model_fingerprint(source.folder, source.gguf), "ranks": distributed.world_size()}
+
+
+def _open_journal(output: Path, fingerprint: dict[str, Any], recipe: Recipe) -> Journal:
+    def opened() -> Journal | CrepeError:
+        try:
+            return Journal.open(output, fingerprint, recipe.resume, recipe.overwrite)
+        except CrepeError as error:
+            return error
+
+    journal = distributed.from_main(opened() if distributed.is_main() else None)
+    if isinstance(journal, CrepeError):
+        raise journal
+    return journal
+
+
+def _rows(choices: Choices, source: Source, tokenizer: Any, work: Path) -> Tensor:
+    """Calibration rows, made once and kept in the work folder, so that a resumed run sees the same."""
+    from safetensors.torch import load_file
+
+    from crepe.checkpoint.files import save_tensors
+    from crepe.models.load import open_model, parse_device
+
+    recipe = choices.recipe
+    path = work / "calibration.safetensors"
+
+    def made() -> Tensor:
+        if path.is_file():
+            return load_file(path)["rows"]
+        device = parse_device(recipe.device)
+        writer = lambda: open_model(source, recipe.dtype, None, recipe.trust_remote_code, recipe.weights).to(device)  # noqa: E731
+        rows = _make_rows(choices, tokenizer, writer)
+        save_tensors(path, {"rows": rows})
+        return rows
+
+    return distributed.from_main(made() if distributed.is_main() else None)
+
+
+def _make_rows(choices: Choices, tokenizer: Any, open_writer: Any) -> Tensor:
+    from crepe.calibration.self_text import self_rows
+    from crepe.calibration.text import read_corpus
+    from crepe.calibration.tokens import packed_rows
+
+    recipe = choices.recipe
+    if recipe.calibration == "self":
+        return self_rows(open_writer(), tokenizer, recipe.samples, recipe.seqlen, recipe.seed)
+    corpus = read_corpus(recipe.calibration)
+    return packed_rows(tokenizer, corpus, recipe.samples, recipe.seqlen, recipe.seed)
+
+
+def _walk(
+    model: Any, choices: Choices, device: torch.device, journal: Journal | None, rows: Tensor | None
+) -> tuple[Plan, Any, dict[str, TensorReport]]:
+    """Walk with the largest batch that fits; the whole model at once where its blocks cannot be walked."""
+    from accelerate.utils import find_executable_batch_size
+
+    from crepe.pipeline.run import Runner
+    from crepe.pipeline.walk import OutOfOrder
+
+    plan = make_plan(model, choices)
+    walking = [plan]
+
+    @find_executable_batch_size(starting_batch_size=choices.recipe.batch_size)  # type: ignore[untyped-decorator]
+    def run(batch_size: int) -> Any:
+        runner = Runner(model, walking[-1], choices, device, journal)
+        return runner.store, runner.prune(rows, batch_size)
+
+    try:
+        store, reports = run()
+    except OutOfOrder as error:
+        walking.append(plan.as_one_block(model, choices, str(error)))
+        if journal is not None:
+            journal.forget()
+        store, reports = run()
+    return walking[-1], store, reports
+
+
+def _result(output: str | None, plan: Plan, reports: dict[str, TensorReport], started: float, source: str) -> Result:
+    total = sum(report.total for report in reports.values())
+    zeros = sum(report.zeros for report in reports.values())
+    skipped = [{"name": s.name, "shape": list(s.shape), "reason": s.reason} for s in plan.skipped]
+    return Result(
+        output, zeros / total, time.perf_counter() - started, peak_memory(), skipped, source, reports, plan.notes
+    )
+
+
+def peak_memory() -> int:
+    """Largest resident size of this process so far, in bytes; with an accelerator, the larger of both."""
+    import resource
+    import sys
+
+    scale = 1 if sys.platform == "darwin" else 1024
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+    return max(resident, torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0)
+
+
+def _write(
+    journal: Journal,
+    model: Any,
+    plan: Plan,
+    store: Any,
+    reports: dict[str, TensorReport],
+    tokenizer: Any,
+    source: Source,
+    rows: Tensor | None,
+    choices: Choices,
+    result: Result,
+    fingerprint: dict[str, Any],
+) -> None:
+    from crepe.checkpoint.manifest import manifest
+    from crepe.checkpoint.write import assemble, combine_masks, publish
+    from crepe.report.folder import write_report
+
+    final = assemble(journal.folder, model, plan.blocks, store)
+    tokenizer.save_pretrained(final)
+    if choices.recipe.save_masks:
+        combine_masks(journal.folder, len(plan.blocks), reports, final / "masks.safetensors")
+    content = manifest(choices, source, rows, result, fingerprint)
+    (final / "crepe.json").write_text(json.dumps(content, indent=2) + "\n")
+    write_report(final)
+    publish(final, Path(str(result.output)), choices.recipe.overwrite)

@@ -1,0 +1,128 @@
+"""The plan of a run, made on the meta device before anything is touched: blocks, tensors, memory, disk, time."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from crepe.errors import CrepeError, UsageError
+from crepe.masks.pattern import Pattern
+from crepe.models.blocks import Block, find_blocks
+from crepe.models.views import Inventory, Skipped, View, inventory, outside
+from crepe.recipe import Choices, Recipe
+
+# transformers, torch and Python themselves, resident before any weight is read.
+_BASE_BYTES = 600 << 20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """blocks and inventories go together; without a block list the whole model is the only block."""
+
+    blocks: list[Block]
+    inventories: list[Inventory]
+    outside: list[Skipped]
+    notes: list[str]
+
+    @property
+    def views(self) -> list[View]:
+        return [view for found in self.inventories for view in found.views]
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        return [*(s for found in self.inventories for s in found.skipped), *self.outside]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        return {view.name: view.shape for view in self.views}
+
+    def as_one_block(self, model: Any, choices: Choices, where: str) -> Plan:
+        """The plan for a model whose forward does not enter its blocks in order."""
+        return _plan_over(model, choices, [], f"the forward does not pass the blocks in order (at {where})")
+
+
+def make_plan(model: Any, choices: Choices) -> Plan:
+    """Sort the tensors of `model`, which may be on the meta device.
+
+    Raises:
+        CrepeError: nothing to prune, or a tensor that the pattern does not fit. UsageError: --exclude or
+            --include that matches nothing, or a pipeline that needs blocks where there are none.
+    """
+    return _plan_over(model, choices, find_blocks(model), "no list of repeated blocks found")
+
+
+def _plan_over(model: Any, choices: Choices, found: list[Block], why_not: str) -> Plan:
+    recipe = choices.recipe
+    blocks = found or [Block("", model)]
+    head = model.get_output_embeddings()
+    inventories = [inventory(block, head, recipe.include, recipe.exclude) for block in blocks]
+    notes = [] if found else [f"{why_not}: one full forward with the whole model in memory"]
+    plan = Plan(blocks, inventories, outside(model, found) if found else [], notes)
+    if not found and recipe.pipeline == "sequential":
+        raise UsageError(f"{why_not}, so the pipeline cannot be sequential: use --pipeline one-pass")
+    _require_matches(model, recipe)
+    _require_fit(plan, choices.pattern)
+    return plan
+
+
+def _require_matches(model: Any, recipe: Recipe) -> None:
+    import fnmatch
+
+    names = [name for name, _ in model.named_parameters()]
+    for flag, patterns in (("--include", recipe.include), ("--exclude", recipe.exclude)):
+        for pattern in patterns:
+            if not fnmatch.filter(names, pattern):
+                raise UsageError(f"{flag} {pattern!r} matches no parameter: names look like {names[len(names) // 2]!r}")
+
+
+def _require_fit(plan: Plan, pattern: Pattern) -> None:
+    if not plan.views:
+        raise CrepeError("nothing to prune: the model has no weight matrix that crepe can read")
+    for view in plan.views:
+        reason = pattern.obstacle(view.shape)
+        if reason:
+            raise CrepeError(
+                f"pattern {pattern} does not fit {view.name!r} of shape {view.shape}: {reason}; "
+                "choose another pattern or leave the tensor out with --exclude"
+            )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run is expected to need, in bytes and seconds."""
+
+    memory: int
+    disk: int
+    seconds: float
+
+
+def estimate(model: Any, plan: Plan, recipe: Recipe, in_memory: bool) -> Estimate:
+    """Rough needs of a run; the speed is that of a short matrix product on this machine, in the model's dtype."""
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    blocks = [sum(p.numel() * p.element_size() for p in b.module.parameters()) for b in plan.blocks]
+    largest = max(shape[0] * shape[1] for shape in plan.shapes.values())
+    tokens = recipe.samples * recipe.seqlen
+    hidden = getattr(model.config.get_text_config(), "hidden_size", 1024)
+    activations = tokens * hidden * 2 * 4
+    memory = _BASE_BYTES + (size if in_memory else max(blocks)) + 5 * 4 * largest + activations
+    passes = 2 if recipe.pipeline == "sequential" else 1
+    pruned = sum(shape[0] * shape[1] for shape in plan.shapes.values())
+    seconds = 2.0 * pruned * tokens * passes / _matmul_speed(model.dtype, recipe) + pruned * 4e-8
+    return Estimate(memory, size, seconds)
+
+
+def _matmul_speed(dtype: torch.dtype, recipe: Recipe) -> float:
+    """Multiply-add operations per second times two, of a product the size of a small layer."""
+    from crepe.models.load import parse_device
+
+    device = parse_device(recipe.device)
+    left, right = torch.ones(2048, 1024, dtype=dtype, device=device), torch.ones(1024, 1024, dtype=dtype, device=device)
+    (left @ right).sum().item()
+    start = time.perf_counter()
+    for _ in range(3):
+        result = left @ right
+    result.sum().item()
+    return 3 * 2 * 2048 * 1024 * 1024 / (time.perf_counter() - start)

@@ -1,0 +1,214 @@
+"""The recipe: the whole frozen configuration of one run. Defaults < YAML < command line."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from crepe.errors import CrepeError, UsageError, unknown
+
+PIPELINES = ("one-pass", "sequential")
+FORMATS = ("dense",)
+# Where a run puts its result and how it speaks; the result itself does not depend on these.
+_PLACE = ("output", "resume", "overwrite", "save_masks")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One run of `crepe prune`. Field names are the flags and the YAML keys (with `-` for `_` on the command line)."""
+
+    model: str = ""
+    output: str | None = None
+    weights: str | None = None
+    revision: str | None = None
+    method: str = "crepe"
+    pattern: str = "unstructured"
+    sparsity: float | None = None
+    compare: str | None = None
+    coefficients: str | None = None
+    allocation: str = "uniform"
+    refine: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    calibration: str = "self"
+    samples: int = 64
+    seqlen: int = 512
+    batch_size: int = 8
+    seed: int = 0
+    pipeline: str = "one-pass"
+    device: str = "auto"
+    dtype: str = "auto"
+    format: str = "dense"
+    trust_remote_code: bool = False
+    save_masks: bool = False
+    resume: bool = False
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("refine", "include", "exclude"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                object.__setattr__(self, name, tuple(part.strip() for part in value.split(",") if part.strip()))
+            else:
+                object.__setattr__(self, name, tuple(value))
+
+    @property
+    def result_fields(self) -> dict[str, Any]:
+        """Everything that decides the result."""
+        return {key: value for key, value in asdict(self).items() if key not in _PLACE}
+
+    def to_yaml(self) -> str:
+        """The recipe as a YAML file that `--recipe` reads: what differs from the defaults."""
+        import yaml
+
+        default = Recipe()
+        content = {k: v for k, v in self.result_fields.items() if v != getattr(default, k) or k == "model"}
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in content.items()}
+        return str(yaml.safe_dump(plain, sort_keys=False))
+
+
+@dataclass(frozen=True)
+class Choices:
+    """A recipe's words turned into values once: what the pipeline works with."""
+
+    recipe: Recipe
+    criterion: Any
+    pattern: Any
+    sparsity: float
+    compare: str
+    coefficients: Any
+    allocation: Any
+    refinements: tuple[Any, ...] = field(default=())
+
+
+def build(given: dict[str, Any]) -> Recipe:
+    """Merge defaults, the YAML file named by `recipe`, and the given values.
+
+    Raises:
+        UsageError: unknown keys, wrong types, or values outside their range. CrepeError: an unreadable file.
+    """
+    given = dict(given)
+    named = given.pop("recipe", None)
+    content = _read(named) if named else {}
+    merged = {**content, **given}
+    _require_known(merged, named)
+    recipe = replace(Recipe(), **{key: _typed(key, value) for key, value in merged.items()})
+    _require_ranges(recipe)
+    return recipe
+
+
+def choose(recipe: Recipe) -> Choices:
+    """Look every name of the recipe up; raises UsageError naming the first that does not exist or does not fit."""
+    from crepe.allocation import ALLOCATIONS
+    from crepe.criteria import CRITERIA
+    from crepe.masks import parse_pattern
+    from crepe.refine import REFINEMENTS
+
+    criterion = CRITERIA.get(recipe.method)
+    pattern = parse_pattern(recipe.pattern)
+    sparsity = _sparsity(recipe, pattern)
+    return Choices(
+        recipe,
+        criterion,
+        pattern,
+        sparsity,
+        recipe.compare or criterion.compare,
+        _coefficients(recipe, sparsity),
+        ALLOCATIONS.get(recipe.allocation),
+        tuple(REFINEMENTS.get(name) for name in recipe.refine),
+    )
+
+
+def _read(name: str) -> dict[str, Any]:
+    import yaml
+
+    from crepe.configs import names, read_yaml
+
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        if name not in names("recipes"):
+            raise unknown("recipe", name, names("recipes"))
+        content = read_yaml(f"recipes/{name}.yaml")
+    else:
+        try:
+            content = yaml.safe_load(path.read_text())
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise CrepeError(f"cannot read recipe {name}: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"recipe {name}: expected a YAML mapping, found {type(content).__name__}")
+    return {str(key).replace("-", "_"): value for key, value in content.items()}
+
+
+def _require_known(values: dict[str, Any], source: str | None) -> None:
+    known = [f.name for f in fields(Recipe)]
+    for key in values:
+        if key not in known:
+            raise UsageError(f"{source or 'recipe'}: {unknown('key', key, known)}")
+
+
+_TYPES = {f.name: str(f.type) for f in fields(Recipe)}
+
+
+def _typed(key: str, value: Any) -> Any:
+    kind = _TYPES[key].removesuffix(" | None")
+    if value is None and _TYPES[key].endswith("None"):
+        return None
+    if kind == "tuple[str, ...]" and isinstance(value, (list, tuple, str)):
+        return value
+    if kind == "float" and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    expected = {"str": str, "int": int, "bool": bool}.get(kind)
+    if expected and isinstance(value, expected) and not (expected is int and isinstance(value, bool)):
+        return value
+    raise UsageError(f"{key} = {value!r}: expected {kind}")
+
+
+def _require_ranges(recipe: Recipe) -> None:
+    if not recipe.model:
+        raise UsageError("no model: give --model with a Hub id, a folder, a .gguf file or an alias such as llama")
+    if recipe.sparsity is not None and not 0 <= recipe.sparsity < 1:
+        raise UsageError(f"sparsity {recipe.sparsity} is outside 0..1: give the share of weights to remove, such as 0.5")
+    for name in ("samples", "seqlen", "batch_size"):
+        if getattr(recipe, name) < 1:
+            raise UsageError(f"{name} = {getattr(recipe, name)}: it must be at least 1")
+    if recipe.seqlen < 2:
+        raise UsageError(f"seqlen = {recipe.seqlen}: a row needs at least 2 tokens")
+    _require_choice("pipeline", recipe.pipeline, PIPELINES)
+    _require_choice("format", recipe.format, FORMATS)
+    _require_comparable(recipe)
+
+
+def _require_comparable(recipe: Recipe) -> None:
+    from crepe.masks.pattern import COMPARE
+
+    if recipe.compare is None:
+        return
+    _require_choice("compare", recipe.compare, COMPARE)
+    if recipe.pattern != "unstructured":
+        raise UsageError(f"compare = {recipe.compare!r}: only for the unstructured pattern, not {recipe.pattern!r}")
+    if recipe.compare == "global" and recipe.pipeline != "one-pass":
+        raise UsageError("compare = 'global' needs the scores of all tensors at once: use --pipeline one-pass")
+
+
+def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise unknown(name, value, choices)
+
+
+def _sparsity(recipe: Recipe, pattern: Any) -> float:
+    fixed: float | None = pattern.fixed_sparsity
+    if fixed is None:
+        return 0.5 if recipe.sparsity is None else recipe.sparsity
+    if recipe.sparsity is not None and abs(recipe.sparsity - fixed) > 1e-9:
+        raise UsageError(f"sparsity {recipe.sparsity} contradicts pattern {pattern}, which means {fixed:g}: leave it out")
+    return fixed
+
+
+def _coefficients(recipe: Recipe, sparsity: float) -> Any:
+    from crepe.criteria.coefficients import Coefficients
+    from crepe.criteria.defaults import default_coefficients
+
+    if recipe.coefficients:
+        return Coefficients.load(recipe.coefficients)
+    return default_coefficients(recipe.pattern, sparsity)

@@ -1,0 +1,86 @@
+"""report.html: one self-contained file."""
+
+from __future__ import annotations
+
+import html
+import re
+from typing import Any
+
+_STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
+table{border-collapse:collapse;margin:1rem 0}td,th{padding:.25rem .8rem;border-bottom:1px solid #ddd;text-align:left}
+td+td,th+th{text-align:right}code,pre{background:#f5f2ee;padding:.1rem .3rem;border-radius:3px}
+pre{padding:.8rem;overflow-x:auto}svg{width:100%;height:auto}details{margin:1rem 0}
+"""
+
+
+def page(manifest: dict[str, Any], evaluation: dict[str, Any] | None) -> str:
+    """The report as one HTML text: before/after, plots per block, a line per tensor, what stays dense."""
+    from crepe.checkpoint.card import command
+
+    title = f"{manifest['base_model']['name']}: {manifest['sparsity']:.2%} pruned"
+    parts = [
+        f"<h1>{html.escape(title)}</h1>",
+        f"<pre>{html.escape(command(manifest['recipe']))}</pre>",
+        _before_after(evaluation),
+        *_block_plots(manifest["tensors"]),
+        _tensor_table(manifest["tensors"]),
+        _skipped_table(manifest["skipped"]),
+        _versions(manifest["versions"]),
+    ]
+    head = f"<meta charset='utf-8'><title>{html.escape(title)}</title><style>{_STYLE}</style>"
+    return f"<!doctype html><html lang='en'><head>{head}</head><body>{''.join(parts)}</body></html>\n"
+
+
+def _before_after(evaluation: dict[str, Any] | None) -> str:
+    from crepe.checkpoint.card import comparison
+
+    if not evaluation:
+        return "<p>No evaluation yet: <code>crepe eval FOLDER --reference BASE_MODEL --save</code> adds it.</p>"
+    return "<h2>Before and after</h2>" + _table(("", "dense", "pruned"), comparison(evaluation))
+
+
+def _block_plots(tensors: dict[str, Any]) -> list[str]:
+    from crepe.report.plots import bars
+
+    blocks: dict[str, list[dict[str, Any]]] = {}
+    for name, about in tensors.items():
+        blocks.setdefault(_block_of(name), []).append(about)
+    names = list(blocks)
+    sparsity = [sum(t["zeros"] for t in ts) / sum(t["total"] for t in ts) for ts in blocks.values()]
+    error = [sum(t["error"] for t in ts) / len(ts) for ts in blocks.values()]
+    return [
+        "<h2>Sparsity of each block</h2>" + bars(names, sparsity, "share of zeros", 1.0),
+        "<h2>Error of each block</h2><p>Share of the matrices' output energy that was removed, estimated from the "
+        "norms of their inputs; the mean over the block.</p>" + bars(names, error, "relative error"),
+    ]
+
+
+def _block_of(name: str) -> str:
+    found = re.match(r".*?\.(\d+)(?=\.)", name)
+    return found[1] if found else name
+
+
+def _tensor_table(tensors: dict[str, Any]) -> str:
+    rows = [
+        (n, " x ".join(map(str, t["shape"])), t["pattern"], f"{t['zeros'] / t['total']:.4%}", f"{t['error']:.4f}")
+        for n, t in tensors.items()
+    ]
+    table = _table(("tensor", "shape", "pattern", "zeros", "error"), rows)
+    return f"<details><summary>All {len(rows)} pruned tensors</summary>{table}</details>"
+
+
+def _skipped_table(skipped: list[dict[str, Any]]) -> str:
+    rows = [(s["name"], " x ".join(map(str, s["shape"])), s["reason"]) for s in skipped]
+    table = _table(("tensor", "shape", "reason"), rows)
+    return f"<details><summary>{len(rows)} tensors that stay dense</summary>{table}</details>"
+
+
+def _versions(versions: dict[str, Any]) -> str:
+    return f"<p>{html.escape(', '.join(f'{name} {v}' for name, v in versions.items()))}</p>"
+
+
+def _table(header: tuple[str, ...], rows: list[Any]) -> str:
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"

@@ -1,0 +1,1 @@
+"""Measuring: perplexity, fidelity to a reference model, lm-eval tasks."""
