@@ -14,7 +14,7 @@ def channel_square_sum(inputs: Tensor) -> Tensor:
     Each sequence is summed in float32, the sequences in float64, so that the result does not depend on how they
     were batched beyond the last digits of float64.
     """
-    per_sequence = torch.linalg.vector_norm(inputs, dim=-2, dtype=torch.float32).square_()
+    per_sequence = inputs.float().square().sum(-2)
     return per_sequence.reshape(-1, inputs.shape[-1]).double().sum(0)
 
 

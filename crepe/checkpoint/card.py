@@ -113,7 +113,7 @@ def command(recipe: dict[str, Any]) -> str:
     default = asdict(Recipe())
     words = ["crepe", "prune", "--model", recipe["model"], "--output", "OUTPUT"]
     for key, value in recipe.items():
-        if key == "model" or value == default.get(key) or list(value or ()) == [] and default.get(key) == ():
+        if key == "model" or value in (default.get(key), []):
             continue
         flag = "--" + key.replace("_", "-")
         if value is True:

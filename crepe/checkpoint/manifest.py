@@ -19,12 +19,12 @@ def manifest(choices: Choices, source: Source, rows: Tensor | None, result: Any,
     recipe = choices.recipe
     return {
         "format": FORMAT,
-        "recipe": {key: value for key, value in recipe.result_fields.items()},
+        "recipe": {key: published(value) for key, value in recipe.result_fields.items()},
         "coefficients": _coefficients(choices),
         "versions": {name: _version(name) for name in _PACKAGES},
         "base_model": {
             "name": source.name,
-            "asked": source.asked,
+            "asked": published(source.asked),
             "revision": source.revision,
             "gguf": source.gguf,
             "licence": source.licence,
@@ -53,7 +53,14 @@ def _calibration(choices: Choices, rows: Tensor | None) -> dict[str, Any] | None
     if rows is None:
         return None
     samples, seqlen = rows.shape
-    return {"source": choices.recipe.calibration, "samples": samples, "seqlen": seqlen, "sha256": digest(rows)}
+    return {"source": published(choices.recipe.calibration), "samples": samples, "seqlen": seqlen, "sha256": digest(rows)}
+
+
+def published(value: Any) -> Any:
+    """A local path by its last part alone: cards and manifests are published, folders of a machine are not."""
+    from pathlib import Path
+
+    return Path(value).name if isinstance(value, str) and Path(value).expanduser().exists() else value
 
 
 def _version(name: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 
@@ -11,10 +12,12 @@ def load(model: str, *, dtype: str = "auto", device: str = "cpu", trust_remote_c
     Raises:
         CrepeError: no such model, or its files are broken.
     """
+    from crepe.models.gguf import reading_once
     from crepe.models.load import load_tokenizer, open_model, parse_device
     from crepe.models.resolve import resolve
 
     place = parse_device(device)
     source = resolve(str(model))
-    opened = open_model(source, dtype, trust_remote_code=trust_remote_code)
-    return opened.to(place), load_tokenizer(source, trust_remote_code)
+    with reading_once() if source.gguf else nullcontext():
+        opened = open_model(source, dtype, trust_remote_code=trust_remote_code)
+        return opened.to(place), load_tokenizer(source, trust_remote_code)

@@ -66,31 +66,52 @@ def prune(model: Any = None, output: str | Path | None = None, *, tokenizer: Any
 
 def prepare(recipe: Recipe, choices: Choices) -> tuple[Source, Any, Plan]:
     """Resolve the model and plan the run on the meta device; nothing is touched."""
-    from crepe.models.load import check_files, skeleton
-    from crepe.models.resolve import resolve
+    from crepe.models.load import skeleton
 
-    source = resolve(recipe.model, recipe.revision)
-    check_files(source)
+    source = find_model(recipe)
     bones = skeleton(source, recipe.dtype, recipe.trust_remote_code)
     return source, bones, make_plan(bones, choices)
 
 
+def find_model(recipe: Recipe) -> Source:
+    """The model's files, checked, and said to the user before anything long begins."""
+    import logging
+
+    from crepe.models.load import check_files
+    from crepe.models.resolve import resolve
+
+    source = resolve(recipe.model, recipe.revision)
+    check_files(source)
+    if distributed.is_main():
+        logging.getLogger("crepe").info("model: %s", source)
+    return source
+
+
 def _prune_named(recipe: Recipe, choices: Choices, started: float) -> Result:
-    from crepe.models.load import load_tokenizer, open_model, parse_device
+    from crepe.models.gguf import reading_once
+    from crepe.models.load import load_tokenizer, open_model, parse_device, skeleton
 
     device = parse_device(recipe.device)
-    source, _, planned = prepare(recipe, choices)
-    print_source(source)
+    source = find_model(recipe)
+    model: Any = None
+    tokenizer: Any = None
+    if source.gguf:
+        # The file comes into memory whole, so planning on its weights saves reading it twice.
+        with reading_once():
+            model = open_model(source, recipe.dtype, None, recipe.trust_remote_code, recipe.weights)
+            tokenizer = load_tokenizer(source, recipe.trust_remote_code)
+    planned = make_plan(model or skeleton(source, recipe.dtype, recipe.trust_remote_code), choices)
     output = Path(str(recipe.output))
     fingerprint = _fingerprint(recipe, source)
     if output.exists() and not recipe.overwrite:
         return _already_there(output, recipe, fingerprint)
     _require_room(output, source, planned)
     journal = _open_journal(output, fingerprint, recipe)
-    tokenizer = load_tokenizer(source, recipe.trust_remote_code)
-    rows = _rows(choices, source, tokenizer, journal.folder) if _needs_rows(choices) else None
-    offload = journal.folder / f"offload-{distributed.rank()}"
-    model = open_model(source, recipe.dtype, offload, recipe.trust_remote_code, recipe.weights)
+    tokenizer = tokenizer or load_tokenizer(source, recipe.trust_remote_code)
+    rows = _rows(choices, source, tokenizer, journal.folder, model) if _needs_rows(choices) else None
+    if model is None:
+        offload = journal.folder / f"offload-{distributed.rank()}"
+        model = open_model(source, recipe.dtype, offload, recipe.trust_remote_code, recipe.weights)
     plan, store, reports = _walk(model, choices, device, journal, rows)
     result = _result(str(output), plan, reports, started, str(source))
     if distributed.is_main():
@@ -130,13 +151,6 @@ def _needs_rows(choices: Choices) -> bool:
     return bool(choices.criterion.needs)
 
 
-def print_source(source: Source) -> None:
-    import logging
-
-    if distributed.is_main():
-        logging.getLogger("crepe").info("model: %s", source)
-
-
 def _already_there(output: Path, recipe: Recipe, fingerprint: dict[str, Any]) -> Result:
     """A complete output: the answer to --resume when the kill came after the last step, an error otherwise."""
     manifest = output / "crepe.json"
@@ -167,7 +181,10 @@ def _fingerprint(recipe: Recipe, source: Source) -> dict[str, Any]:
     import hashlib
     from importlib.metadata import version
 
-    given = {f"recipe.{key}": list(v) if isinstance(v, tuple) else v for key, v in recipe.result_fields.items()}
+    from crepe.checkpoint.manifest import published
+
+    fields = {key: list(v) if isinstance(v, tuple) else published(v) for key, v in recipe.result_fields.items()}
+    given = {f"recipe.{key}": value for key, value in fields.items()}
     for key in ("calibration", "coefficients", "weights"):
         value = getattr(recipe, key)
         if value and Path(value).is_file():
@@ -189,7 +206,7 @@ def _open_journal(output: Path, fingerprint: dict[str, Any], recipe: Recipe) -> 
     return journal
 
 
-def _rows(choices: Choices, source: Source, tokenizer: Any, work: Path) -> Tensor:
+def _rows(choices: Choices, source: Source, tokenizer: Any, work: Path, model: Any) -> Tensor:
     """Calibration rows, made once and kept in the work folder, so that a resumed run sees the same."""
     from safetensors.torch import load_file
 
@@ -202,8 +219,11 @@ def _rows(choices: Choices, source: Source, tokenizer: Any, work: Path) -> Tenso
     def made() -> Tensor:
         if path.is_file():
             return load_file(path)["rows"]
-        device = parse_device(recipe.device)
-        writer = lambda: open_model(source, recipe.dtype, None, recipe.trust_remote_code, recipe.weights).to(device)  # noqa: E731
+
+        def writer() -> Any:
+            opened = model or open_model(source, recipe.dtype, None, recipe.trust_remote_code, recipe.weights)
+            return opened.to(parse_device(recipe.device))
+
         rows = _make_rows(choices, tokenizer, writer)
         save_tensors(path, {"rows": rows})
         return rows

@@ -73,8 +73,8 @@ class Runner:
         views = self.plan.inventories[index].views
         sums = self._collect(index, block, walk) if known is None else known
         reports, masks = prune_views(views, sums, sparsities, self.choices)
-        if self.sequential:
-            walk.advance(walk.run(block))
+        if self.sequential and not walk.is_last(block):
+            walk.advance(block)
         if self.journal is not None and distributed.is_main():
             files = block_files(self.model, index, block, masks if self.choices.recipe.save_masks else {})
             self.journal.record(block.name, files, {"tensors": {n: r.to_dict() for n, r in reports.items()}})
@@ -88,13 +88,14 @@ class Runner:
                 for output in walk.run(block):
                     del output
             else:
-                walk.advance(walk.run(block))
+                walk.advance(block)
         return distributed.add_up(recorder.sums)
 
     def _pass_through(self, index: int, block: Block, walk: Walk, done: dict[str, Any]) -> None:
         if self.sequential and self.journal is not None:
             restore_block(self.journal.folder, index, block)
-        walk.advance(walk.run(block))
+        if not walk.is_last(block):
+            walk.advance(block)
         for name, about in done["tensors"].items():
             self.reports[name] = TensorReport(**{**about, "shape": tuple(about["shape"])})
 

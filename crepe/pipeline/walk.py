@@ -129,11 +129,19 @@ class Walk:
             with torch.no_grad():
                 yield self._forwards[block.module](*parent.call.args, **parent.call.kwargs)
 
-    def advance(self, outputs: Iterator[Any]) -> None:
-        """Give each batch its output as it comes, so that only one is alive at a time."""
-        for parent, output in zip(self._parents, outputs, strict=True):
-            parent.resume(output)
+    def advance(self, block: Block) -> None:
+        """Run `block` for every batch and pass each output on at once, so that only one is alive at a time.
+
+        Behind the last block nothing is needed any more: neither the final norm nor the head is run.
+        """
+        last = self.is_last(block)
+        for parent, output in zip(self._parents, self.run(block), strict=True):
+            if not last:
+                parent.resume(output)
             del output
+
+    def is_last(self, block: Block) -> bool:
+        return block is self.blocks[-1]
 
 
 def _stopping_forward(module: nn.Module) -> Callable[..., Any]:
