@@ -62,6 +62,9 @@ def onloaded(block: Block, store: WeightStore, device: torch.device) -> Iterator
         name = ".".join(part for part in (block.name, path, attribute) if part)
         value = store.read(name, device) if tensor.is_meta else tensor.to(device)
         _place(module, attribute, value)
+    if not block.name and hasattr(block.module, "tie_weights"):
+        # Read from disk one by one, shared tensors have to become one again.
+        block.module.tie_weights()
     try:
         yield
     finally:

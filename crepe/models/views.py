@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -55,10 +55,17 @@ class Inventory:
     skipped: list[Skipped]
 
 
-def inventory(block: Block, head: nn.Module | None, include: Sequence[str], exclude: Sequence[str]) -> Inventory:
+def inventory(
+    block: Block,
+    head: nn.Module | None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    tied: Mapping[str, str] | None = None,
+) -> Inventory:
     """Sort every parameter of two or more dimensions in `block` into pruned and dense.
 
     head: the output embedding, dense even where it lies inside the block (a model without blocks).
+    tied: names of parameters that are another one under a second name -> that other one; pruned once only.
     include, exclude: glob patterns of parameter names that overrule the default.
     """
     routers = _routers(block.module)
@@ -70,6 +77,8 @@ def inventory(block: Block, head: nn.Module | None, include: Sequence[str], excl
                 continue
             name = ".".join(part for part in (block.name, path, attribute) if part)
             reason = "excluded by --exclude" if _matches(name, exclude) else None
+            if name in (tied or {}):
+                reason = f"the same tensor as {(tied or {})[name]}"
             if reason is None and not _matches(name, include):
                 reason = _dense_by_default(module, attribute, module is head, module in routers)
             found = [] if reason else _views(name, module, attribute, parameter)

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from crepe.calibration.statistics import ChannelSums, channel_square_sum
 from crepe.models.views import View
 
-# Which positional argument is the input and which the weight.
+# Which positional argument is the input and which the weight. Plain products also occur with the weight first.
 _PRODUCTS: dict[Callable[..., Any], tuple[int, int]] = {
     torch.nn.functional.linear: (0, 1),
     torch.matmul: (0, 1),
@@ -30,6 +30,7 @@ _PRODUCTS: dict[Callable[..., Any], tuple[int, int]] = {
     torch.addmm: (1, 2),
     torch.baddbmm: (1, 2),
 }
+_EITHER_WAY = {torch.matmul, torch.mm, Tensor.matmul, Tensor.__matmul__, Tensor.mm}
 
 
 class InputRecorder(TorchFunctionMode):
@@ -50,6 +51,8 @@ class InputRecorder(TorchFunctionMode):
             first, second = _PRODUCTS[func]
             if len(args) > second and isinstance(args[second], Tensor):
                 self._record(args[first], args[second])
+                if func in _EITHER_WAY and args[first].dim() == 2 and args[second].dim() >= 2:
+                    self._record(args[second].transpose(-1, -2), args[first])
         return func(*args, **(kwargs or {}))
 
     def _record(self, inputs: Tensor, weight: Tensor) -> None:

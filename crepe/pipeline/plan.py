@@ -58,7 +58,8 @@ def _plan_over(model: Any, choices: Choices, found: list[Block], why_not: str) -
     recipe = choices.recipe
     blocks = found or [Block("", model)]
     head = model.get_output_embeddings()
-    inventories = [inventory(block, head, recipe.include, recipe.exclude) for block in blocks]
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    inventories = [inventory(block, head, recipe.include, recipe.exclude, tied) for block in blocks]
     notes = [] if found else [f"{why_not}: one full forward with the whole model in memory"]
     plan = Plan(blocks, inventories, outside(model, found) if found else [], notes)
     if not found and recipe.pipeline == "sequential":

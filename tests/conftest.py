@@ -1,0 +1,58 @@
+"""Shared ground of the tests: tiny models on disk, a tiny tokenizer, real data where it is there."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
+TEXT = " ".join(f"{word} {number}" for number in range(400) for word in ("the", "cat", "sat", "on", "a", "mat."))
+
+
+def save_tokenizer(folder: Path) -> Any:
+    """A tokenizer with one token per ASCII character and no special tokens added."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2, **{chr(i): i for i in range(3, 128)}}
+    inner = Tokenizer(models.BPE(vocabulary, [], unk_token="<pad>"))
+    inner.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> str:
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    return str(path)
+
+
+@pytest.fixture
+def tiny_folder(tmp_path: Path) -> Callable[..., str]:
+    """Save a tiny model of a family with a tokenizer; returns the folder."""
+    from families import tiny_model
+
+    def save(model_type: str = "llama", **kwargs: Any) -> str:
+        folder = tmp_path / f"tiny-{model_type}"
+        tiny_model(model_type).save_pretrained(folder, **kwargs)
+        save_tokenizer(folder)
+        return str(folder)
+
+    return save
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    if not SHARED.is_dir():
+        pytest.skip("the shared measurement data is not beside the repository")
+    return SHARED
