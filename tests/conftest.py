@@ -19,12 +19,13 @@ TEXT = " ".join(f"{word} {number}" for number in range(400) for word in ("the", 
 
 def save_tokenizer(folder: Path) -> Any:
     """A tokenizer with one token per ASCII character and no special tokens added."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2, **{chr(i): i for i in range(3, 128)}}
     inner = Tokenizer(models.BPE(vocabulary, [], unk_token="<pad>"))
     inner.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    inner.decoder = decoders.Fuse()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
     tokenizer.save_pretrained(folder)
     return tokenizer

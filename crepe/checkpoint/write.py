@@ -54,15 +54,13 @@ def publish(final: Path, output: Path, overwrite: bool) -> None:
 
 def _rest_files(work: Path, model: Any, blocks: Sequence[Block], store: WeightStore) -> list[Path]:
     """Everything outside the blocks: one file for the small tensors, one for each large one."""
-    import torch
-
     prefixes = tuple(block.name + "." for block in blocks)
     state = {} if blocks[0].name == "" else {n: t for n, t in model.state_dict().items() if not n.startswith(prefixes)}
     names = list(without_tied(model, state))
     large = [name for name in names if state[name].numel() * state[name].element_size() >= _ALONE]
     files = []
     for number, group in enumerate([[n for n in names if n not in large], *([n] for n in large)]):
-        tensors = {n: store.read(n, torch.device("cpu")) if state[n].is_meta else state[n].detach() for n in group}
+        tensors = {n: store.mapped(n) if state[n].is_meta else state[n].detach() for n in group}
         if tensors:
             files.append(work / f"rest-{number:05d}.safetensors")
             save_tensors(files[-1], checkpoint_tensors(model, tensors))

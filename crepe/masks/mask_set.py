@@ -86,7 +86,8 @@ class MaskSet(Mapping[str, Mask]):
         from safetensors.torch import save_file
 
         described = {name: {"shape": list(mask.kept.shape), "pattern": str(mask.pattern)} for name, mask in self.items()}
-        save_file(self.packed(), path, metadata={"format": _FORMAT, "masks": json.dumps(described)})
+        # One entry only: safetensors writes several in an order that changes from run to run.
+        save_file(self.packed(), path, metadata={_FORMAT: json.dumps(described)})
 
     def packed(self) -> dict[str, Tensor]:
         """The masks with eight weights per byte, by name."""
@@ -100,9 +101,9 @@ class MaskSet(Mapping[str, Mask]):
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                if metadata.get("format") != _FORMAT:
-                    raise CrepeError(f"{path} is no mask file: its format is {metadata.get('format')!r}, not {_FORMAT!r}")
-                described = json.loads(metadata["masks"])
+                if _FORMAT not in metadata:
+                    raise CrepeError(f"{path} is no mask file: its metadata lack {_FORMAT!r}")
+                described = json.loads(metadata[_FORMAT])
                 return cls({name: _read_mask(file.get_tensor(name), about) for name, about in described.items()})
         except (SafetensorError, OSError) as error:
             raise CrepeError(f"cannot read masks from {path}: {error}") from error

@@ -30,10 +30,10 @@ class WeightStore:
                     self._weights = getattr(found, "dataset", found)
                     return
 
-    def read(self, name: str, device: torch.device) -> Tensor:
-        """A private copy of one parameter; raises CrepeError where the file cannot be read."""
+    def mapped(self, name: str) -> Tensor:
+        """One parameter, to be read only: its memory is the file's. Raises CrepeError where it cannot be read."""
         try:
-            return self._weights[name].clone().to(device)
+            return self._weights[name]
         except (KeyError, OSError, RuntimeError, ValueError) as error:
             raise CrepeError(f"cannot read tensor {name!r} of the model: {error}") from error
 
@@ -60,7 +60,8 @@ def onloaded(block: Block, store: WeightStore, device: torch.device) -> Iterator
     for path, module, attribute in origins:
         tensor = getattr(module, attribute)
         name = ".".join(part for part in (block.name, path, attribute) if part)
-        value = store.read(name, device) if tensor.is_meta else tensor.to(device)
+        # A copy, because pruning writes into it; a private mapping would count the file's pages as well.
+        value = store.mapped(name).to(device, copy=True) if tensor.is_meta else tensor.to(device)
         _place(module, attribute, value)
     if not block.name and hasattr(block.module, "tie_weights"):
         # Read from disk one by one, shared tensors have to become one again.

@@ -89,6 +89,7 @@ def _write_back(
 def output_error(dense: Tensor, pruned: Tensor, norm: Tensor) -> float:
     """sum_ij ((W - W')_ij ||X_j||)^2 / sum_ij (W_ij ||X_j||)^2: the relative output error of a matrix, as far as
     the norms of its inputs tell it (inputs taken as uncorrelated). weights: (out, in); norm: (in,)."""
-    lost = (dense.float() - pruned.float()).mul_(norm).square_().sum()
-    whole = (dense.float() * norm).square_().sum()
-    return float(lost / whole) if float(whole) else 0.0
+    outputs = dense.float() * norm
+    whole = float(outputs.square().sum())
+    lost = float(outputs.sub_(pruned.float().mul_(norm)).square_().sum())
+    return lost / whole if whole else 0.0

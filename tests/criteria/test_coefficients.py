@@ -1,0 +1,53 @@
+"""The coefficient file: round trip, defaults for every pattern, bad content."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from crepe.criteria import Coefficients
+from crepe.criteria.defaults import default_coefficients
+from crepe.errors import CrepeError, UsageError
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    wanted = Coefficients(0.7, 0.2, 0.1, "product", 5, 0.9, {"pattern": "2:4", "seed": 3})
+    wanted.save(tmp_path / "c.yaml")
+    found = Coefficients.load(tmp_path / "c.yaml")
+    assert found == wanted and found.origin == wanted.origin
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("row: 1\ncolum: 2", "did you mean 'column'"),
+        ("row: many", "must be numbers"),
+        ("row: -1", "row = -1.0"),
+        ("row: 0\ncolumn: 0", "all coefficients are 0"),
+        ("kernel: 4", "kernel = 4"),
+        ("form: square", "neighbourhood form 'square'"),
+        ("- 1", "expected a YAML mapping"),
+    ],
+)
+def test_bad_content(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        Coefficients.load(path)
+
+
+@pytest.mark.parametrize("text", ["row: [1", None])
+def test_unreadable(tmp_path: Path, text: str | None) -> None:
+    path = tmp_path / "c.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(CrepeError, match=r"c.yaml"):
+        Coefficients.load(path)
+
+
+@pytest.mark.parametrize(("pattern", "sparsity"), [("unstructured", 0.5), ("2:4", 0.5), ("unstructured", 0.9), ("1:4", 0.75)])
+def test_there_are_defaults_for_every_pattern(pattern: str, sparsity: float) -> None:
+    found = default_coefficients(pattern, sparsity)
+    shipped = {"unstructured", "2:4"}
+    assert found.origin["pattern"] == (pattern if pattern in shipped else "unstructured")

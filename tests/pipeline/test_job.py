@@ -1,0 +1,258 @@
+"""Runs from folder to folder: determinism, resume after a kill, refusal, global comparison, memory retry."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import tiny_model
+
+import crepe
+from crepe.errors import CrepeError, UsageError
+from crepe.pipeline.journal import Journal, work_folder
+
+FIELDS: dict[str, Any] = {"samples": 6, "seqlen": 24, "batch_size": 2}
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    """Everything but the timings."""
+    found = {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.name != "crepe.json"}
+    manifest = json.loads((folder / "crepe.json").read_text())
+    for key in ("timings", "peak_memory_bytes"):
+        del manifest[key]
+    return {**found, "crepe.json": json.dumps(manifest, sort_keys=True).encode()}
+
+
+def _prune(folder: str, output: Path, text: str, **fields: Any) -> Any:
+    return crepe.prune(folder, output, calibration=text, **{**FIELDS, **fields})
+
+
+class _Killed(Exception):
+    pass
+
+
+def _kill_after(monkeypatch: pytest.MonkeyPatch, blocks: int) -> None:
+    original, count = Journal.record, [0]
+
+    def record(self: Journal, *args: Any) -> None:
+        if count[0] == blocks:
+            raise _Killed
+        count[0] += 1
+        original(self, *args)
+
+    monkeypatch.setattr(Journal, "record", record)
+
+
+@pytest.mark.parametrize("fields", [{}, {"pipeline": "sequential", "pattern": "2:4"}, {"compare": "global"}, {"save_masks": True}])
+@pytest.mark.parametrize("model_type", ["llama", "qwen3_moe"])
+def test_resume_gives_the_same_bytes(
+    fields: dict[str, Any], model_type: str, tiny_folder: Callable[..., str], text_file: str, tmp_path: Path
+) -> None:
+    folder = tiny_folder(model_type)
+    _prune(folder, tmp_path / "whole", text_file, **fields)
+    with pytest.MonkeyPatch.context() as patch:
+        _kill_after(patch, 1)
+        with pytest.raises(_Killed):
+            _prune(folder, tmp_path / "resumed", text_file, **fields)
+    assert not (tmp_path / "resumed").exists()
+    _prune(folder, tmp_path / "resumed", text_file, resume=True, **fields)
+    assert _files(tmp_path / "resumed") == _files(tmp_path / "whole")
+    assert not work_folder(tmp_path / "resumed").exists()
+
+
+def test_sequential_differs_from_one_pass(tiny_folder: Callable[..., str], text_file: str, tmp_path: Path) -> None:
+    folder = tiny_folder()
+    for pipeline in ("one-pass", "sequential"):
+        _prune(folder, tmp_path / pipeline, text_file, pipeline=pipeline, sparsity=0.8)
+    weights = [_files(tmp_path / p)["model.safetensors"] for p in ("one-pass", "sequential")]
+    assert weights[0] != weights[1]
+
+
+def test_a_torn_journal_line_and_a_torn_file_are_done_again(
+    tiny_folder: Callable[..., str], text_file: str, tmp_path: Path
+) -> None:
+    folder, output = tiny_folder(), tmp_path / "resumed"
+    _prune(folder, tmp_path / "whole", text_file)
+    for damage in ("line", "file"):
+        with pytest.MonkeyPatch.context() as patch:
+            _kill_after(patch, 2)
+            with pytest.raises(_Killed):
+                _prune(folder, output, text_file)
+        work = work_folder(output)
+        if damage == "line":
+            journal = work / "journal.jsonl"
+            journal.write_bytes(journal.read_bytes()[:-20])
+        else:
+            (work / "block-00001.safetensors").write_bytes(b"torn")
+        _prune(folder, output, text_file, resume=True)
+        assert _files(output) == _files(tmp_path / "whole")
+        __import__("shutil").rmtree(output)
+
+
+def test_resume_refuses_what_changed(tiny_folder: Callable[..., str], text_file: str, tmp_path: Path) -> None:
+    folder, output = tiny_folder(), tmp_path / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        _kill_after(patch, 1)
+        with pytest.raises(_Killed):
+            _prune(folder, output, text_file)
+    with pytest.raises(UsageError, match=r"recipe.sparsity was None and is now 0.6"):
+        _prune(folder, output, text_file, resume=True, sparsity=0.6)
+    with pytest.raises(CrepeError, match="holds an unfinished run: --resume"):
+        _prune(folder, output, text_file)
+    Path(text_file).write_text(Path(text_file).read_text() + " more")
+    with pytest.raises(UsageError, match="file.calibration was"):
+        _prune(folder, output, text_file, resume=True)
+    tiny_model("llama", seed=1).save_pretrained(folder)
+    Path(text_file).write_text(Path(text_file).read_text().removesuffix(" more"))
+    with pytest.raises(UsageError, match="model was"):
+        _prune(folder, output, text_file, resume=True)
+    _prune(folder, output, text_file, overwrite=True)
+
+
+def test_an_output_that_exists(tiny_folder: Callable[..., str], text_file: str, tmp_path: Path) -> None:
+    folder, output = tiny_folder(), tmp_path / "out"
+    _prune(folder, output, text_file)
+    before = _files(output)
+    with pytest.raises(CrepeError, match=r"out exists: .*--overwrite"):
+        _prune(folder, output, text_file)
+    assert _prune(folder, output, text_file, resume=True).sparsity == 0.5
+    assert _files(output) == before
+    with pytest.raises(UsageError, match=r"recipe.pattern was 'unstructured'"):
+        _prune(folder, output, text_file, resume=True, pattern="2:4")
+    _prune(folder, output, text_file, overwrite=True, pattern="2:4")
+    assert json.loads((output / "crepe.json").read_text())["recipe"]["pattern"] == "2:4"
+
+
+@pytest.mark.parametrize("round_number", range(3))
+def test_kill_at_any_moment(
+    round_number: int, tiny_folder: Callable[..., str], text_file: str, tmp_path: Path
+) -> None:
+    """The process itself is killed, at a random moment of its life, until it comes through."""
+    folder = tiny_folder()
+    _prune(folder, tmp_path / "whole", text_file)
+    command = [sys.executable, "-m", "crepe.cli.main", "prune", "--model", folder, "--output", str(tmp_path / "killed")]
+    command += ["--calibration", text_file, "--samples", "6", "--seqlen", "24", "--batch-size", "2", "--resume"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    time.sleep(random.Random(round_number).uniform(2, 7))
+    process.kill()
+    process.communicate()
+    subprocess.run(command, check=True, capture_output=True)
+    assert _files(tmp_path / "killed") == _files(tmp_path / "whole")
+
+
+def test_global_comparison_is_exact(tiny_folder: Callable[..., str], text_file: str, tmp_path: Path) -> None:
+    result = _prune(tiny_folder(), tmp_path / "out", text_file, compare="global", sparsity=0.37, method="magnitude")
+    total = sum(r.total for r in result.tensors.values())
+    assert sum(r.zeros for r in result.tensors.values()) == int(total * 0.37 + 0.5)
+    weights = torch.cat([v.reshape(-1) for n, v in _weights(tmp_path / "out").items() if n in result.tensors])
+    dense = torch.cat([v.reshape(-1) for n, v in _weights(Path(tiny_folder())).items() if n in result.tensors])
+    assert dense[weights == 0].abs().max() <= dense[weights != 0].abs().min()
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def test_row_comparison_and_masks(tiny_folder: Callable[..., str], text_file: str, tmp_path: Path) -> None:
+    from crepe.masks import MaskSet
+
+    _prune(tiny_folder(), tmp_path / "out", text_file, method="wanda", save_masks=True)
+    masks, weights = MaskSet.load(tmp_path / "out" / "masks.safetensors"), _weights(tmp_path / "out")
+    masks.check()
+    for name, mask in masks.items():
+        assert torch.equal(mask.kept, weights[name] != 0)
+        assert len(set((~mask.kept).sum(1).tolist())) == 1
+
+
+def test_include_and_exclude(tiny_folder: Callable[..., str], text_file: str, tmp_path: Path) -> None:
+    folder = tiny_folder("mixtral")
+    result = _prune(folder, tmp_path / "out", text_file, exclude="*.q_proj.*,*experts*")
+    names = set(result.tensors)
+    assert not any("q_proj" in n or "experts" in n for n in names) and any("k_proj" in n for n in names)
+    reasons = {s["name"]: s["reason"] for s in result.skipped}
+    assert reasons["model.layers.0.self_attn.q_proj.weight"] == "excluded by --exclude"
+    with pytest.raises(UsageError, match=r"--exclude '\*nothing\*' matches no parameter"):
+        _prune(folder, tmp_path / "out2", text_file, exclude="*nothing*")
+
+
+def test_memory_that_does_not_suffice_makes_the_batch_smaller() -> None:
+    from crepe.pipeline import run
+
+    sizes = []
+    original = run.Runner.prune
+
+    def prune(self: Any, rows: Any, batch_size: int) -> Any:
+        sizes.append(batch_size)
+        if batch_size > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return original(self, rows, batch_size)
+
+    model, rows = tiny_model("llama"), torch.randint(3, 128, (8, 16))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run.Runner, "prune", prune)
+        crepe.prune(model, rows=rows, batch_size=8)
+    assert sizes[0] == 8 and sizes[-1] == 2 and sizes == sorted(sizes, reverse=True)
+
+
+def test_a_model_in_memory_is_pruned_in_place(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    result = crepe.prune(model, tmp_path / "out", rows=torch.randint(3, 128, (4, 16)), pattern="2:4")
+    assert result.model is model and result.sparsity == 0.5
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    with pytest.raises(UsageError, match="needs tokenizer="):
+        crepe.prune(model)
+
+
+def test_blocks_that_cannot_be_walked_fall_back_to_one_forward() -> None:
+    model = tiny_model("llama")
+    model.model.layers = torch.nn.ModuleList(list(model.model.layers))
+    forward = type(model.model).forward
+
+    def backwards(self: Any, *args: Any, **kwargs: Any) -> Any:
+        layers = self.layers
+        self.layers = torch.nn.ModuleList(reversed(list(layers)))
+        try:
+            return forward(self, *args, **kwargs)
+        finally:
+            self.layers = layers
+
+    rows = torch.randint(3, 128, (4, 16))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(model.model), "forward", backwards)
+        result = crepe.prune(model, rows=rows)
+        assert "does not pass the blocks in order" in result.notes[0]
+        assert result.sparsity == 0.5 and all(r.tokens == 64 for r in result.tensors.values())
+
+
+def test_a_full_disk_is_one_clear_line(
+    tiny_folder: Callable[..., str], text_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import safetensors.torch
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    folder = tiny_folder()
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(CrepeError, match="No space left on device.*--resume"):
+        _prune(folder, tmp_path / "out", text_file)
+    assert not (tmp_path / "out").exists()
+
+
+def test_environment_does_not_leak(tiny_folder: Callable[..., str], text_file: str, tmp_path: Path) -> None:
+    """The manifest is published: it must not name folders of this machine."""
+    _prune(tiny_folder(), tmp_path / "out", text_file)
+    for name in ("crepe.json", "README.md", "report.html", "config.json"):
+        assert str(tmp_path) not in (tmp_path / "out" / name).read_text(), name
+    assert os.sep not in json.loads((tmp_path / "out" / "crepe.json").read_text())["recipe"]["calibration"]
