@@ -6,6 +6,7 @@ The names below are imported when they are first used, so that `import crepe` an
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -26,6 +27,10 @@ _PLACES = {
     "prune": "crepe.pipeline.job",
     "push": "crepe.checkpoint.hub",
 }
+
+# In a checkout the folders `configs`, `eval`, `search` and `kernels` lie beside this one; installed, inside it.
+if not os.path.isdir(os.path.join(__path__[0], "configs")):
+    __path__.append(os.path.dirname(__path__[0]))
 
 __all__ = ["CrepeError", "Result", "UsageError", "evaluate", "load", "prune", "push"]
 

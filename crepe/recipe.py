@@ -168,7 +168,9 @@ def _require_ranges(recipe: Recipe) -> None:
     if not recipe.model:
         raise UsageError("no model: give --model with a Hub id, a folder, a .gguf file or an alias such as llama")
     if recipe.sparsity is not None and not 0 <= recipe.sparsity < 1:
-        raise UsageError(f"sparsity {recipe.sparsity} is outside 0..1: give the share of weights to remove, such as 0.5")
+        raise UsageError(
+            f"sparsity {recipe.sparsity} is outside 0..1: give the share of weights to remove, such as 0.5"
+        )
     for name in ("samples", "seqlen", "batch_size"):
         if getattr(recipe, name) < 1:
             raise UsageError(f"{name} = {getattr(recipe, name)}: it must be at least 1")
@@ -201,7 +203,9 @@ def _sparsity(recipe: Recipe, pattern: Any) -> float:
     if fixed is None:
         return 0.5 if recipe.sparsity is None else recipe.sparsity
     if recipe.sparsity is not None and abs(recipe.sparsity - fixed) > 1e-9:
-        raise UsageError(f"sparsity {recipe.sparsity} contradicts pattern {pattern}, which means {fixed:g}: leave it out")
+        raise UsageError(
+            f"sparsity {recipe.sparsity} contradicts pattern {pattern}, which means {fixed:g}: leave it out"
+        )
     return fixed
 
 

@@ -62,9 +62,7 @@ def evaluate(
     return result
 
 
-def _on_text(
-    model: Any, dense: Any, tokenizer: Any, data: str, seqlen: int, max_windows: int | None
-) -> dict[str, Any]:
+def _on_text(model: Any, dense: Any, tokenizer: Any, data: str, seqlen: int, max_windows: int | None) -> dict[str, Any]:
     from crepe.eval.perplexity import measure
 
     rows = _windows(dense or model, tokenizer, data, seqlen, max_windows)

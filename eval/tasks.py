@@ -42,5 +42,7 @@ def _manager(kind: Any, tasks: list[str], include_path: str | None) -> Any:
     manager = kind(include_path=include_path)
     unknown = [task for task in tasks if task not in manager.all_tasks]
     if unknown:
-        raise UsageError(f"unknown lm-eval task {unknown[0]!r}: `lm-eval ls tasks` lists them, --include-path adds your own")
+        raise UsageError(
+            f"unknown lm-eval task {unknown[0]!r}: `lm-eval ls tasks` lists them, --include-path adds your own"
+        )
     return manager

@@ -12,6 +12,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Subprocesses import the installed package, not the folder they are started in.
+os.environ.setdefault("PYTHONSAFEPATH", "1")
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
 TEXT = " ".join(f"{word} {number}" for number in range(400) for word in ("the", "cat", "sat", "on", "a", "mat."))

@@ -38,7 +38,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "bloom": {"n_layer": 3, "n_head": 4},
     "falcon": {"head_dim": None},
     "gptj": {**_GPT, "rotary_dim": 4},
-    "gpt_neo": {"num_layers": 2, "num_heads": 4, "num_hidden_layers": 2, "attention_types": [[["global", "local"], 1]], "window_size": 16},
+    "gpt_neo": {
+        "num_layers": 2,
+        "num_heads": 4,
+        "num_hidden_layers": 2,
+        "attention_types": [[["global", "local"], 1]],
+        "window_size": 16,
+    },
     "gpt_neox": {},
     "gpt_bigcode": _GPT,
     "codegen": {**_GPT, "rotary_dim": 4},
@@ -81,8 +87,20 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mamba": _MAMBA,
     "mamba2": {**_MAMBA, "num_heads": 8, "head_dim": 8, "n_groups": 1, "chunk_size": 16},
     "falcon_mamba": _MAMBA,
-    "jamba": {"num_experts": 4, "num_experts_per_tok": 2, "mamba_d_state": 8, "mamba_dt_rank": 4, "use_mamba_kernels": False},
-    "bamba": {"attn_layer_indices": [1], "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 16},
+    "jamba": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "mamba_d_state": 8,
+        "mamba_dt_rank": 4,
+        "use_mamba_kernels": False,
+    },
+    "bamba": {
+        "attn_layer_indices": [1],
+        "mamba_n_heads": 8,
+        "mamba_d_head": 8,
+        "mamba_d_state": 8,
+        "mamba_chunk_size": 16,
+    },
     "recurrent_gemma": {"lru_width": 32, "attention_window_size": 16},
     "lfm2": {"full_attn_idxs": [1]},
     "gemma3n_text": {
@@ -94,7 +112,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "sliding_window": 16,
         "activation_sparsity_pattern": None,
     },
-    "zamba2": {"mamba_d_state": 8, "n_mamba_heads": 8, "layers_block_type": ["mamba", "hybrid", "hybrid"], "chunk_size": 16},
+    "zamba2": {
+        "mamba_d_state": 8,
+        "n_mamba_heads": 8,
+        "layers_block_type": ["mamba", "hybrid", "hybrid"],
+        "chunk_size": 16,
+    },
 }
 
 
@@ -107,4 +130,8 @@ def tiny_model(model_type: str, seed: int = 0) -> Any:
     sizes = {**_COMMON, **FAMILIES[model_type]}
     config = AutoConfig.for_model(model_type, **{key: value for key, value in sizes.items() if value is not None})
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() >= 2:  # some families leave matrices as they come, or at zero
+                parameter.normal_(0, 0.05)
     return model.eval()

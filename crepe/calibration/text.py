@@ -45,11 +45,11 @@ def read_corpus(source: str, purpose: str = "calibration") -> Corpus:
     path = Path(source).expanduser()
     if path.is_file() or path.suffix in FILE_ENDINGS:
         return _read_file(source, path)
-    if source in _KNOWN or source.count("/") == 1 and not source.startswith((".", "/", "~")):
+    if source in _KNOWN or (source.count("/") == 1 and not source.startswith((".", "/", "~"))):
         return Corpus(source, _read_hub(source, purpose), None)
     choices = ", ".join(["self", *_KNOWN])
     raise UsageError(
-        f"unknown text {source!r}: give {choices}, a .txt, .jsonl or .parquet file, or a Hub data set such as owner/name"
+        f"unknown text {source!r}: give {choices}, a .txt, .jsonl or .parquet file, or a Hub id owner/name"
     )
 
 

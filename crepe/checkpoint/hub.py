@@ -50,7 +50,12 @@ def push(
 
 def _upload(folder: Path, repo_id: str, public: bool, create_pr: bool) -> str:
     from huggingface_hub import HfApi
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
+    from crepe.pipeline.progress import bars_wanted
+
+    if not bars_wanted():
+        disable_progress_bars()
     api = HfApi()
     api.create_repo(repo_id, private=not public, exist_ok=True)
     present = [f for f in api.list_repo_files(repo_id) if f.endswith((".safetensors", "config.json"))]

@@ -14,7 +14,9 @@ FORMAT = 1
 _PACKAGES = ("crepe-prune", "torch", "transformers", "accelerate", "safetensors")
 
 
-def manifest(choices: Choices, source: Source, rows: Tensor | None, result: Any, fingerprint: dict[str, Any]) -> dict[str, Any]:
+def manifest(
+    choices: Choices, source: Source, rows: Tensor | None, result: Any, fingerprint: dict[str, Any]
+) -> dict[str, Any]:
     """The content of crepe.json. Timings and peak memory are the only entries that differ between equal runs."""
     recipe = choices.recipe
     return {
@@ -53,7 +55,12 @@ def _calibration(choices: Choices, rows: Tensor | None) -> dict[str, Any] | None
     if rows is None:
         return None
     samples, seqlen = rows.shape
-    return {"source": published(choices.recipe.calibration), "samples": samples, "seqlen": seqlen, "sha256": digest(rows)}
+    return {
+        "source": published(choices.recipe.calibration),
+        "samples": samples,
+        "seqlen": seqlen,
+        "sha256": digest(rows),
+    }
 
 
 def published(value: Any) -> Any:

@@ -31,5 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
         dry_run=arguments.dry_run,
     )
     kind = "private" if done.private else "public"
-    head = f"{'would push' if arguments.dry_run else 'pushed'} to {done.repo_id} ({kind}): {done.url or ''}".rstrip(": ")
+    head = f"{'would push' if arguments.dry_run else 'pushed'} to {done.repo_id} ({kind}): {done.url or ''}".rstrip(
+        ": "
+    )
     emit(arguments.json, asdict(done), [head, *(f"  {name}  {megabytes(size)}" for name, size in done.files.items())])

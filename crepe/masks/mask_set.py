@@ -85,7 +85,9 @@ class MaskSet(Mapping[str, Mask]):
         """Write eight weights per byte to safetensors; shapes and patterns go into the metadata."""
         from safetensors.torch import save_file
 
-        described = {name: {"shape": list(mask.kept.shape), "pattern": str(mask.pattern)} for name, mask in self.items()}
+        described = {
+            name: {"shape": list(mask.kept.shape), "pattern": str(mask.pattern)} for name, mask in self.items()
+        }
         # One entry only: safetensors writes several in an order that changes from run to run.
         save_file(self.packed(), path, metadata={_FORMAT: json.dumps(described)})
 
@@ -110,7 +112,7 @@ class MaskSet(Mapping[str, Mask]):
 
 
 def _read_mask(packed: Tensor, about: dict[str, object]) -> Mask:
-    shape = tuple(about["shape"])  # type: ignore[arg-type]
+    shape: tuple[int, ...] = tuple(about["shape"])  # type: ignore[arg-type]
     return Mask(unpack_bits(packed, shape), parse_pattern(str(about["pattern"])))
 
 
@@ -125,7 +127,9 @@ def unpack_bits(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The inverse of `pack_bits`; raises CrepeError where `packed` does not hold `shape`."""
     numel = torch.Size(shape).numel()
     if packed.numel() != -(-numel // 8):
-        raise CrepeError(f"{packed.numel()} packed bytes cannot hold a mask of shape {shape}: expected {-(-numel // 8)}")
+        raise CrepeError(
+            f"{packed.numel()} packed bytes cannot hold a mask of shape {shape}: expected {-(-numel // 8)}"
+        )
     bits = (packed[:, None] >> _bit_positions(packed.device)) & 1
     return bits.bool().reshape(-1)[:numel].reshape(shape)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +23,8 @@ class WeightStore:
 
     def __init__(self, model: nn.Module) -> None:
         self._weights: Mapping[str, Tensor] = {}
-        for name, module in model.named_modules():
-            hook = getattr(module, "_hf_hook", None)
+        for module in model.modules():
+            hook: Any = getattr(module, "_hf_hook", None)
             for candidate in getattr(hook, "hooks", [hook]):
                 found = getattr(candidate, "weights_map", None)
                 if found is not None:
@@ -62,10 +63,12 @@ def onloaded(block: Block, store: WeightStore, device: torch.device) -> Iterator
         name = ".".join(part for part in (block.name, path, attribute) if part)
         # A copy, because pruning writes into it; a private mapping would count the file's pages as well.
         value = store.mapped(name).to(device, copy=True) if tensor.is_meta else tensor.to(device)
+        if value.shape != tensor.shape:
+            raise CrepeError(f"tensor {name!r} is {tuple(value.shape)} on disk, the config wants {tuple(tensor.shape)}")
         _place(module, attribute, value)
     if not block.name and hasattr(block.module, "tie_weights"):
         # Read from disk one by one, shared tensors have to become one again.
-        block.module.tie_weights()
+        block.module.tie_weights()  # type: ignore[operator]
     try:
         yield
     finally:

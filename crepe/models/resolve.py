@@ -87,7 +87,7 @@ def _alias(asked: str, entry: dict[str, Any], revision: str | None) -> Source:
 
 def _hub(asked: str, repository: str, revision: str | None, entry: dict[str, Any]) -> Source:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import HFValidationError
+    from huggingface_hub.errors import HFValidationError
 
     try:
         folder = Path(snapshot_download(repository, revision=revision, allow_patterns=_WANTED))

@@ -49,7 +49,7 @@ def add_up(sums: dict[str, ChannelSums]) -> dict[str, ChannelSums]:
     flat = torch.cat([s.square_sum.cpu() for s in sums.values()] + [counts]).to(_device())
     torch.distributed.all_reduce(flat)
     torch.distributed.broadcast(flat, 0)
-    parts = flat.cpu().split([len(s.square_sum) for s in sums.values()] + [len(sums)])
+    parts = torch.split(flat.cpu(), [len(s.square_sum) for s in sums.values()] + [len(sums)])
     return {
         name: ChannelSums(part.to(old.square_sum.device), int(tokens))
         for (name, old), part, tokens in zip(sums.items(), parts[:-1], parts[-1], strict=True)

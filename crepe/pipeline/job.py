@@ -173,7 +173,9 @@ def _require_room(output: Path, source: Source, plan: Plan) -> None:
         raise CrepeError(f"cannot write below {parent}: {error}") from error
     needed = sum(file.stat().st_size for file in source.folder.glob("*.safetensors")) if not source.gguf else 0
     if free < needed:
-        raise CrepeError(f"{parent} has {free >> 20} MiB free, the output needs about {needed >> 20} MiB: free some space")
+        raise CrepeError(
+            f"{parent} has {free >> 20} MiB free, the output needs about {needed >> 20} MiB: free some space"
+        )
 
 
 def _fingerprint(recipe: Recipe, source: Source) -> dict[str, Any]:
@@ -190,7 +192,12 @@ def _fingerprint(recipe: Recipe, source: Source) -> dict[str, Any]:
         if value and Path(value).is_file():
             given[f"file.{key}"] = hashlib.sha256(Path(value).read_bytes()).hexdigest()
     packages = {f"version.{name}": version(name) for name in ("torch", "transformers", "crepe-prune")}
-    return {**given, **packages, "model": model_fingerprint(source.folder, source.gguf), "ranks": distributed.world_size()}
+    return {
+        **given,
+        **packages,
+        "model": model_fingerprint(source.folder, source.gguf),
+        "ranks": distributed.world_size(),
+    }
 
 
 def _open_journal(output: Path, fingerprint: dict[str, Any], recipe: Recipe) -> Journal:
@@ -200,10 +207,11 @@ def _open_journal(output: Path, fingerprint: dict[str, Any], recipe: Recipe) -> 
         except CrepeError as error:
             return error
 
-    journal = distributed.from_main(opened() if distributed.is_main() else None)
+    journal: Any = distributed.from_main(opened() if distributed.is_main() else None)
     if isinstance(journal, CrepeError):
         raise journal
-    return journal
+    found: Journal = journal
+    return found
 
 
 def _rows(choices: Choices, source: Source, tokenizer: Any, work: Path, model: Any) -> Tensor:
@@ -218,7 +226,8 @@ def _rows(choices: Choices, source: Source, tokenizer: Any, work: Path, model: A
 
     def made() -> Tensor:
         if path.is_file():
-            return load_file(path)["rows"]
+            kept: Tensor = load_file(path)["rows"]
+            return kept
 
         def writer() -> Any:
             opened = model or open_model(source, recipe.dtype, None, recipe.trust_remote_code, recipe.weights)

@@ -44,7 +44,7 @@ class Runner:
         rows: (samples, seqlen), None where the criterion needs no activations. Finished blocks of a resumed run are
         only passed through, so that the next one sees the same inputs.
         """
-        batches = [] if rows is None else distributed.share(rows.to(self.device).split(batch_size))
+        batches = [] if rows is None else distributed.share(torch.split(rows.to(self.device), batch_size))
         if self.finished:
             batches = []
         if self.choices.compare == "global":
@@ -63,9 +63,7 @@ class Runner:
                     visit(index, block, walk)
                 advance()
 
-    def _visit(
-        self, index: int, block: Block, walk: Walk, sparsities: Mapping[str, float], known: Sums | None
-    ) -> None:
+    def _visit(self, index: int, block: Block, walk: Walk, sparsities: Mapping[str, float], known: Sums | None) -> None:
         done = self.journal.lines.get(block.name) if self.journal else None
         if done is not None:
             self._pass_through(index, block, walk, done)

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -99,7 +100,7 @@ class Walk:
 
     def __init__(self, model: nn.Module, blocks: Sequence[Block], batches: Sequence[Tensor]) -> None:
         self.blocks = blocks
-        self._parents = [_Parent(lambda batch=batch: forward_tokens(model, batch)) for batch in batches]
+        self._parents = [_Parent(partial(forward_tokens, model, batch)) for batch in batches]
         self._forwards = {block.module: block.module.forward for block in blocks}
         self._originals = {module: module.__dict__.get("forward") for module in self._forwards}
 

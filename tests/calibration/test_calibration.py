@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TEXT, save_tokenizer
 
+from conftest import TEXT, save_tokenizer
 from crepe.calibration.self_text import self_rows
 from crepe.calibration.statistics import ChannelSums, channel_square_sum, fill_unseen_experts
 from crepe.calibration.text import read_corpus, shuffled

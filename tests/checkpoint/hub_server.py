@@ -19,6 +19,7 @@ class Hub:
         self.requests: list[tuple[str, str]] = []
         self.stored: dict[str, bytes] = {}
         self.token = "hf_test"
+        self.url = ""
 
 
 def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
@@ -63,15 +64,19 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             wanted = json.loads(body)
             name = f"{wanted.get('organization') or 'owner'}/{wanted['name']}"
             if name in hub.repositories:
-                return self._answer(409, {"error": "exists", "url": f"http://hub/{name}"})
-            hub.repositories[name] = {"private": wanted.get("private", False), "files": {}, "commits": []}
-            return self._answer(200, {"url": f"http://hub/{name}", "name": name, "id": name})
+                return self._answer(409, {"error": "exists", "url": f"{hub.url}/{name}"})
+            hub.repositories[name] = {"private": wanted.get("visibility") == "private", "files": {}, "commits": []}
+            return self._answer(200, {"url": f"{hub.url}/{name}", "name": name, "id": name})
+        if path == "/api/validate-yaml":
+            return self._answer(200, {"errors": [], "warnings": []})
         name = "/".join(path.removeprefix("/api/models/").removeprefix("/").split("/")[:2]).removesuffix(".git")
         repository = hub.repositories.get(name)
         if repository is None:
             return self._answer(404, {"error": "none"}, {"X-Error-Code": "RepoNotFound"})
         if path.endswith("/info/lfs/objects/batch"):
-            return self._answer(200, {"transfer": "basic", "objects": [_upload(self, o) for o in json.loads(body)["objects"]]})
+            return self._answer(
+                200, {"transfer": "basic", "objects": [_upload(self, o) for o in json.loads(body)["objects"]]}
+            )
         if "/preupload/" in path:
             wanted = [f["path"] for f in json.loads(body)["files"]]
             kinds = [{"path": p, "uploadMode": "lfs" if p.endswith(".safetensors") else "regular"} for p in wanted]
@@ -103,9 +108,9 @@ def _commit(hub: Hub, repository: dict[str, Any], name: str, path: str, body: by
             target[value["path"]] = base64.b64decode(value["content"])
         elif line["key"] == "lfsFile":
             target[value["path"]] = hub.stored[value["oid"]]
-    url = f"http://hub/{name}/commit/{'1' * 40}"
+    url = f"{hub.url}/{name}/commit/{'1' * 40}"
     answer = {"commitUrl": url, "commitOid": "1" * 40, "success": True}
-    return {**answer, "pullRequestUrl": f"http://hub/{name}/discussions/1"} if as_request else answer
+    return {**answer, "pullRequestUrl": f"{hub.url}/{name}/discussions/1"} if as_request else answer
 
 
 @contextmanager
@@ -116,7 +121,8 @@ def running_hub() -> Iterator[tuple[Hub, str]]:
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield hub, f"http://127.0.0.1:{server.server_address[1]}"
+        hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+        yield hub, hub.url
     finally:
         server.shutdown()
         server.server_close()

@@ -33,7 +33,13 @@ def output(tiny_folder: Callable[..., str], text_file: str, tmp_path: Path) -> P
 
 def _push(url: str, *arguments: str, token: str = "hf_test") -> Any:
     """huggingface_hub reads the address at import, so the push runs in a process of its own."""
-    environment = {**os.environ, "HF_ENDPOINT": url, "HF_TOKEN": token, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": url,
+        "HF_TOKEN": token,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_OFFLINE": "0",
+    }
     command = [sys.executable, "-m", "crepe.cli.main", "push", *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
@@ -45,7 +51,7 @@ def test_push_is_private_complete_and_never_overwrites(hub: tuple[Hub, str], out
     assert json.loads(done.stdout)["private"] is True
     repository = state.repositories["owner/tiny-pruned"]
     assert repository["private"] is True
-    assert {n: c for n, c in repository["files"].items()} == {p.name: p.read_bytes() for p in output.iterdir()}
+    assert repository["files"] == {p.name: p.read_bytes() for p in output.iterdir()}
     assert "hf_test" not in done.stdout + done.stderr
 
     again = _push(url, str(output), "owner/tiny-pruned")

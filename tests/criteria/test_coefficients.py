@@ -46,7 +46,9 @@ def test_unreadable(tmp_path: Path, text: str | None) -> None:
         Coefficients.load(path)
 
 
-@pytest.mark.parametrize(("pattern", "sparsity"), [("unstructured", 0.5), ("2:4", 0.5), ("unstructured", 0.9), ("1:4", 0.75)])
+@pytest.mark.parametrize(
+    ("pattern", "sparsity"), [("unstructured", 0.5), ("2:4", 0.5), ("unstructured", 0.9), ("1:4", 0.75)]
+)
 def test_there_are_defaults_for_every_pattern(pattern: str, sparsity: float) -> None:
     found = default_coefficients(pattern, sparsity)
     shipped = {"unstructured", "2:4"}

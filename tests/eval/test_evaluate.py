@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import tiny_model
 
 import crepe
 from crepe.errors import CrepeError, UsageError
 from crepe.eval.fidelity import kl_divergence, negative_log_likelihood, top1_matches
 from crepe.eval.perplexity import measure
+from families import tiny_model
 
 ROWS = torch.randint(3, 128, (3, 12), generator=torch.Generator().manual_seed(0))
 

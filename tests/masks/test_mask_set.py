@@ -59,5 +59,5 @@ def test_check_names_the_tensor() -> None:
 def test_unreadable_files_are_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "masks.safetensors"
     path.write_bytes(content)
-    with pytest.raises(CrepeError, match="masks.safetensors"):
+    with pytest.raises(CrepeError, match=r"masks\.safetensors"):
         MaskSet.load(path)

@@ -69,7 +69,18 @@ def main() -> None:
         for file in Path(given.tokenizer).glob("tokenizer*"):
             shutil.copy(file, model)
         subprocess.run([sys.executable, __file__, "--write", str(model)], check=True)
-    command = [sys.executable, "-m", "crepe.cli.main", "prune", "--model", str(model), "--output", str(output), "--overwrite", "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "crepe.cli.main",
+        "prune",
+        "--model",
+        str(model),
+        "--output",
+        str(output),
+        "--overwrite",
+        "--json",
+    ]
     command += ["--calibration", given.text, "--samples", "8", "--seqlen", "256", "--batch-size", "2"]
     command += ["--method", given.method, "--device", "cpu"]
     result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)

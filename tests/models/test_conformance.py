@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, tiny_model
 
 import crepe
 from crepe.masks import kept_count
@@ -17,6 +16,7 @@ from crepe.pipeline.capture import InputRecorder
 from crepe.pipeline.plan import make_plan
 from crepe.pipeline.walk import Walk, forward_tokens
 from crepe.recipe import build, choose
+from families import FAMILIES, tiny_model
 
 ROWS = torch.randint(3, 128, (6, 24), generator=torch.Generator().manual_seed(0))
 # Reasons for which a tensor inside a block may stay dense.

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 import torch
-from families import tiny_model
 
 import crepe
 from crepe.errors import CrepeError, UsageError
 from crepe.pipeline.journal import Journal, work_folder
+from families import tiny_model
 
 FIELDS: dict[str, Any] = {"samples": 6, "seqlen": 24, "batch_size": 2}
 
@@ -52,7 +52,9 @@ def _kill_after(monkeypatch: pytest.MonkeyPatch, blocks: int) -> None:
     monkeypatch.setattr(Journal, "record", record)
 
 
-@pytest.mark.parametrize("fields", [{}, {"pipeline": "sequential", "pattern": "2:4"}, {"compare": "global"}, {"save_masks": True}])
+@pytest.mark.parametrize(
+    "fields", [{}, {"pipeline": "sequential", "pattern": "2:4"}, {"compare": "global"}, {"save_masks": True}]
+)
 @pytest.mark.parametrize("model_type", ["llama", "qwen3_moe"])
 def test_resume_gives_the_same_bytes(
     fields: dict[str, Any], model_type: str, tiny_folder: Callable[..., str], text_file: str, tmp_path: Path
@@ -109,7 +111,7 @@ def test_resume_refuses_what_changed(tiny_folder: Callable[..., str], text_file:
     with pytest.raises(CrepeError, match="holds an unfinished run: --resume"):
         _prune(folder, output, text_file)
     Path(text_file).write_text(Path(text_file).read_text() + " more")
-    with pytest.raises(UsageError, match="file.calibration was"):
+    with pytest.raises(UsageError, match=r"file\.calibration was"):
         _prune(folder, output, text_file, resume=True)
     tiny_model("llama", seed=1).save_pretrained(folder)
     Path(text_file).write_text(Path(text_file).read_text().removesuffix(" more"))
@@ -133,9 +135,7 @@ def test_an_output_that_exists(tiny_folder: Callable[..., str], text_file: str, 
 
 
 @pytest.mark.parametrize("round_number", range(3))
-def test_kill_at_any_moment(
-    round_number: int, tiny_folder: Callable[..., str], text_file: str, tmp_path: Path
-) -> None:
+def test_kill_at_any_moment(round_number: int, tiny_folder: Callable[..., str], text_file: str, tmp_path: Path) -> None:
     """The process itself is killed, at a random moment of its life, until it comes through."""
     folder = tiny_folder()
     _prune(folder, tmp_path / "whole", text_file)
@@ -245,7 +245,7 @@ def test_a_full_disk_is_one_clear_line(
 
     folder = tiny_folder()
     monkeypatch.setattr(safetensors.torch, "save_file", full)
-    with pytest.raises(CrepeError, match="No space left on device.*--resume"):
+    with pytest.raises(CrepeError, match=r"No space left on device.*--resume"):
         _prune(folder, tmp_path / "out", text_file)
     assert not (tmp_path / "out").exists()
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from families import tiny_model
 
 from crepe.models.blocks import Block, find_blocks
 from crepe.pipeline.walk import OutOfOrder, Walk, forward_tokens
+from families import tiny_model
 
 ROWS = torch.randint(3, 128, (4, 16), generator=torch.Generator().manual_seed(0))
 

@@ -1,0 +1,281 @@
+"""The command line as a stranger uses it: help, results on stdout, one line for every failure, no traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from conftest import save_tokenizer
+from crepe.cli.main import main
+from families import tiny_model
+
+ROWS = ["--samples", "4", "--seqlen", "16"]
+
+
+def _fails(capsys: pytest.CaptureFixture[str], code: int, *arguments: str) -> str:
+    """Run a command that fails; returns its only line on stderr."""
+    capsys.readouterr()
+    assert main(list(arguments)) == code
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if not line.startswith("model: ")]
+    assert captured.out == "" and len(lines) == 1 and lines[0].startswith("crepe: error: "), captured
+    return lines[0]
+
+
+def test_help_answers_quickly_and_imports_nothing_heavy() -> None:
+    code = "import sys; from crepe.cli.main import build_parser; build_parser().format_help(); "
+    code += "print([m for m in ('torch', 'transformers', 'numpy', 'yaml') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "crepe.cli.main", "--help"], check=True, capture_output=True)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.5, times
+
+
+def test_prune_eval_report(
+    tiny_folder: Callable[..., str], text_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, output = tiny_folder(), str(tmp_path / "out")
+    assert main(["prune", "--model", folder, "--output", output, "--calibration", text_file, *ROWS, "--json"]) == 0
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    assert {"output", "sparsity", "seconds", "peak_memory_bytes", "skipped"} <= result.keys()
+    assert f"tiny-llama from {folder}" in captured.err  # the resolved source is always printed
+    assert "it/s" not in captured.err  # no bars where nobody watches
+    arguments = ["eval", output, "--data", text_file, "--seqlen", "32", "--reference", folder, "--save"]
+    assert main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tokens"] > 0
+    assert main(arguments) == 0
+    assert "KL divergence" in capsys.readouterr().out
+    assert main(["report", output]) == 0
+    assert capsys.readouterr().out.strip().endswith("report.html")
+
+
+def test_dry_run_touches_nothing(
+    tiny_folder: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny_folder()
+    before = sorted(p.name for p in tmp_path.rglob("*"))
+    assert main(["prune", "--model", folder, "--output", str(tmp_path / "out"), "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    for words in ("3 blocks", "model.layers.0.self_attn.q_proj.weight  32 x 32", "stay dense", "expected: memory"):
+        assert words in text, words
+    assert main(["prune", "--model", folder, "--dry-run", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert set(result["expected"]) == {"memory_bytes", "disk_bytes", "seconds"} and len(result["tensors"]) == 21
+    assert sorted(p.name for p in tmp_path.rglob("*")) == before
+
+
+def test_recipe_files_and_precedence(
+    tiny_folder: Callable[..., str], text_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"model: {tiny_folder()}\npattern: '2:4'\nseed: 5\ncalibration: {text_file}\nbatch-size: 2\n")
+    arguments = ["prune", "--recipe", str(recipe), "--output", str(tmp_path / "out"), "--seed", "7", *ROWS]
+    assert main(arguments) == 0
+    written = json.loads((tmp_path / "out" / "crepe.json").read_text())["recipe"]
+    assert (written["pattern"], written["seed"], written["batch_size"], written["samples"]) == ("2:4", 7, 2, 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--model", "lama"], 2, "unknown model alias 'lama': did you mean 'llama'"),
+        (["--model", "FOLDER", "--pattern", "3:2"], 2, "impossible pattern '3:2'"),
+        (["--model", "FOLDER", "--pattern", "0:4"], 2, "impossible pattern '0:4'"),
+        (["--model", "FOLDER", "--pattern", "2:0"], 2, "impossible pattern '2:0'"),
+        (["--model", "FOLDER", "--pattern", "dots"], 2, "unknown pattern 'dots'"),
+        (["--model", "FOLDER", "--sparsity", "1.5"], 2, "sparsity 1.5 is outside 0..1"),
+        (["--model", "FOLDER", "--sparsity", "-0.1"], 2, "sparsity -0.1 is outside 0..1"),
+        (["--model", "FOLDER", "--sparsity", "nan"], 2, "sparsity nan is outside 0..1"),
+        (["--model", "FOLDER", "--pattern", "2:4", "--sparsity", "0.7"], 2, "contradicts pattern 2:4"),
+        (["--model", "FOLDER", "--method", "wandas"], 2, "unknown method 'wandas': did you mean 'wanda'"),
+        (["--model", "FOLDER", "--allocation", "owl"], 2, "unknown allocation 'owl'"),
+        (["--model", "FOLDER", "--refine", "polish"], 2, "unknown refinement 'polish'"),
+        (["--model", "FOLDER", "--compare", "column"], 2, "unknown compare 'column'"),
+        (["--model", "FOLDER", "--pattern", "2:4", "--compare", "row"], 2, "only for the unstructured pattern"),
+        (["--model", "FOLDER", "--pipeline", "two-pass"], 2, "unknown pipeline 'two-pass'"),
+        (["--model", "FOLDER", "--format", "zip"], 2, "unknown format 'zip'"),
+        (["--model", "FOLDER", "--dtype", "int3"], 2, "unknown dtype 'int3'"),
+        (["--model", "FOLDER", "--device", "gpu9"], 2, "device 'gpu9' cannot be used here"),
+        (["--model", "FOLDER", "--samples", "0"], 2, "samples = 0: it must be at least 1"),
+        (["--model", "FOLDER", "--recipe", "fats"], 2, "unknown recipe 'fats': did you mean 'fast'"),
+        (["--model", "FOLDER", "--recipe", "absent.yaml"], 1, "cannot read recipe absent.yaml"),
+        (["--model", "FOLDER", "--coefficients", "absent.yaml"], 1, "cannot read coefficients from absent.yaml"),
+        (["--model", "FOLDER", "--pattern", "3:5"], 1, "its 32 inputs are no multiple of 5; choose another pattern"),
+        (["--model", "FOLDER", "--calibration", "absent.txt"], 1, "no text file at 'absent.txt'"),
+        (["--model", "FOLDER", "--samples", "4000"], 1, "4000 are asked for"),
+        ([], 2, "no model: give --model"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: list[str],
+    code: int,
+    message: str,
+    tiny_folder: Callable[..., str],
+    text_file: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tiny_folder()
+    words = [folder if word == "FOLDER" else word for word in arguments]
+    if "--calibration" not in words:
+        words += ["--calibration", text_file]
+    line = _fails(capsys, code, "prune", "--output", str(tmp_path / "out"), *words)
+    assert message in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sparsty: 0.5", "unknown key 'sparsty': did you mean 'sparsity'"),
+        ("sparsity: half", "sparsity = 'half': expected float"),
+        ("samples: 1.5", "samples = 1.5: expected int"),
+        ("- a", "expected a YAML mapping"),
+    ],
+)
+def test_bad_recipes(text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "r.yaml").write_text(text)
+    arguments = ["prune", "--model", "llama", "--output", str(tmp_path / "out"), "--recipe", str(tmp_path / "r.yaml")]
+    assert message in _fails(capsys, 2, *arguments)
+
+
+def _broken_models(folder: Path, kind: str) -> None:
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    if kind == "truncated":
+        file.write_bytes(file.read_bytes()[:-100])
+    elif kind == "corrupt":
+        file.write_bytes(b"\xff" * 64 + file.read_bytes()[64:])
+    elif kind == "empty":
+        file.unlink()
+    elif kind in ("nan", "inf"):
+        tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = float(kind)
+        save_file(tensors, file, {"format": "pt"})
+    elif kind == "missing":
+        del tensors["model.layers.1.mlp.up_proj.weight"]
+        save_file(tensors, file, {"format": "pt"})
+    elif kind == "activations":
+        tensors["model.layers.0.input_layernorm.weight"][:] = float("inf")
+        save_file(tensors, file, {"format": "pt"})
+    elif kind == "config":
+        (folder / "config.json").write_text('{"model_type": "nothing"}')
+    elif kind == "shape":
+        tensors["model.layers.1.mlp.up_proj.weight"] = torch.zeros(3, 4)
+        save_file(tensors, file, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("truncated", "is truncated or corrupt"),
+        ("corrupt", "is truncated or corrupt"),
+        ("empty", "no weights"),
+        ("nan", "weights of 'model.layers.1.mlp.up_proj.weight' hold 1 NaN or infinite values"),
+        ("inf", "weights of 'model.layers.1.mlp.up_proj.weight' hold 1 NaN or infinite values"),
+        ("missing", "lacks 1 tensors, such as 'model.layers.1.mlp.up_proj.weight'"),
+        ("activations", "activation statistics (norm) of 'model.layers.0"),
+        ("config", "cannot load the model"),
+        ("shape", "model.layers.1.mlp.up_proj.weight"),
+    ],
+)
+def test_broken_models_are_one_line(
+    kind: str,
+    message: str,
+    tiny_folder: Callable[..., str],
+    text_file: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tiny_folder()
+    _broken_models(Path(folder), kind)
+    arguments = ["prune", "--model", folder, "--output", str(tmp_path / "out"), "--calibration", text_file, *ROWS]
+    assert message in _fails(capsys, 1, *arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unwritable_place(
+    tiny_folder: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    line = _fails(capsys, 1, "prune", "--model", tiny_folder(), "--output", str(tmp_path / "file" / "out"))
+    assert "cannot write below" in line
+
+
+def test_unexpected_failures_are_one_line_too(
+    tiny_folder: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: Any, **kwargs: Any) -> None:
+        raise ZeroDivisionError("two\nlines")
+
+    monkeypatch.setattr("crepe.pipeline.job.make_plan", broken)
+    arguments = ["prune", "--model", tiny_folder(), "--output", str(tmp_path / "out")]
+    assert "unexpected ZeroDivisionError: two lines; CREPE_DEBUG=1" in _fails(capsys, 1, *arguments)
+    monkeypatch.setenv("CREPE_DEBUG", "1")
+    with pytest.raises(ZeroDivisionError):
+        main(arguments)
+
+
+def test_unknown_flags_are_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["prune", "--modle", "llama"])
+    assert stopped.value.code == 2
+
+
+def test_other_weights_for_an_architecture(tiny_folder: Callable[..., str], text_file: str, tmp_path: Path) -> None:
+    folder = tiny_folder()
+    other = tmp_path / "other.safetensors"
+    tensors = tiny_model("llama", seed=5).state_dict()
+    save_file(tensors, other)
+    arguments = ["prune", "--model", folder, "--weights", str(other), "--output", str(tmp_path / "out")]
+    assert main([*arguments, "--calibration", text_file, *ROWS]) == 0
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    kept = found[name] != 0
+    assert torch.equal(found[name][kept], tensors[name][kept])
+
+
+def test_two_processes_give_the_masks_of_one(tiny_folder: Callable[..., str], text_file: str, tmp_path: Path) -> None:
+    folder = tiny_folder("qwen3_moe")
+    common = ["prune", "--model", folder, "--calibration", text_file, "--samples", "5", "--seqlen", "24"]
+    common += ["--batch-size", "1", "--device", "cpu", "--pipeline", "sequential"]
+    assert main([*common, "--output", str(tmp_path / "one")]) == 0
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--main_process_port",
+        "0",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [*launch, "-m", "crepe.cli.main", *common, "--output", str(tmp_path / "two"), "--json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.strip().splitlines()) == 1  # one rank speaks
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys() and all(torch.equal(one[n], two[n]) for n in one)
+
+
+def test_a_tokenizer_is_written_with_the_model(tiny_folder: Callable[..., str], text_file: str, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    main(["prune", "--model", tiny_folder(), "--output", str(tmp_path / "out"), "--calibration", text_file, *ROWS])
+    (tmp_path / "again").mkdir()
+    wanted = save_tokenizer(tmp_path / "again")("the cat").input_ids
+    assert AutoTokenizer.from_pretrained(tmp_path / "out")("the cat").input_ids == wanted
