@@ -168,9 +168,14 @@ def _readable_failure(source: Source, what: str = "model") -> Iterator[None]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """transformers' and gguf's own bars and notices off while they load; ours say what matters."""
+    import logging as standard
+
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    accelerate = standard.getLogger("accelerate")
+    accelerate_level = accelerate.level
+    accelerate.setLevel(standard.ERROR)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
@@ -178,5 +183,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.set_verbosity(level)
+        accelerate.setLevel(accelerate_level)
         if bars:
             logging.enable_progress_bar()

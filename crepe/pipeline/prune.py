@@ -91,5 +91,5 @@ def output_error(dense: Tensor, pruned: Tensor, norm: Tensor) -> float:
     the norms of its inputs tell it (inputs taken as uncorrelated). weights: (out, in); norm: (in,)."""
     outputs = dense.float() * norm
     whole = float(outputs.square().sum())
-    lost = float(outputs.sub_(pruned.float().mul_(norm)).square_().sum())
+    lost = float(outputs.sub_(pruned.float() * norm).square_().sum())
     return lost / whole if whole else 0.0

@@ -48,6 +48,7 @@ def test_prune_eval_report(
     tiny_folder: Callable[..., str], text_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, output = tiny_folder(), str(tmp_path / "out")
+    capsys.readouterr()
     assert main(["prune", "--model", folder, "--output", output, "--calibration", text_file, *ROWS, "--json"]) == 0
     captured = capsys.readouterr()
     result = json.loads(captured.out)

@@ -74,6 +74,7 @@ def test_prune_write_reload(
         total = report.shape[0] * report.shape[1]
         assert report.zeros == total - kept_count(total, 0.5), name
     _assert_nothing_silently_skipped(folder, output, result)
+    _assert_kept_weights_are_untouched(Path(folder), output)
 
     in_memory = AutoModelForCausalLM.from_pretrained(folder)
     rows = _rows(folder, fields)
@@ -82,6 +83,16 @@ def test_prune_write_reload(
     with torch.no_grad():
         expected = in_memory(input_ids=ROWS, use_cache=False).logits
         assert torch.equal(reloaded(input_ids=ROWS, use_cache=False).logits, expected)
+
+
+def _assert_kept_weights_are_untouched(dense: Path, pruned: Path) -> None:
+    from safetensors.torch import load_file
+
+    before, after = load_file(dense / "model.safetensors"), load_file(pruned / "model.safetensors")
+    assert before.keys() == after.keys()
+    for name, tensor in after.items():
+        kept = tensor != 0
+        assert torch.equal(tensor[kept], before[name][kept]), name
 
 
 def _rows(folder: str, fields: dict[str, Any]) -> torch.Tensor:
