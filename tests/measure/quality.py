@@ -1,8 +1,9 @@
 """Perplexity of methods, pipelines and calibration texts on one model, all in one run.
 
-    python tests/measure/quality.py --model llama --calibration brown.jsonl --test wikitext2-test.txt [--windows 32]
+    python tests/measure/quality.py --model llama --calibration brown.jsonl --test wikitext2-test.txt [--windows 48]
 
-Prints a Markdown table: token perplexity and KL divergence on windows of 512 tokens of the test text.
+Prints a Markdown table: token perplexity on windows of 512 tokens of the test text. Runs that need only one dense pass
+share its statistics.
 """
 
 from __future__ import annotations
@@ -11,21 +12,88 @@ import argparse
 import time
 from typing import Any
 
+import torch
+from torch import Tensor
 
-def cases(names: set[str]) -> list[tuple[str, str, dict[str, Any]]]:
-    """(label, which rows, recipe fields)"""
-    found: list[tuple[str, str, dict[str, Any]]] = []
-    for pattern in ("unstructured", "2:4"):
-        if "methods" in names:
-            found += [(m, "text", {"method": m, "pattern": pattern}) for m in ("magnitude", "wanda", "ria", "crepe")]
-            found.append(
-                ("wanda over the tensor", "text", {"method": "wanda", "pattern": pattern, "compare": "tensor"})
-            )
-        if "pipelines" in names:
-            found.append(("crepe, sequential", "text", {"pattern": pattern, "pipeline": "sequential"}))
-        if "calibration" in names:
-            found += [(f"crepe, {rows} rows", rows, {"pattern": pattern}) for rows in ("text 16", "self 16", "self 64")]
-    return [c for c in found if not (c[2]["pattern"] == "2:4" and "compare" in c[2])]
+import crepe
+from crepe.calibration.self_text import self_rows
+from crepe.calibration.text import read_corpus
+from crepe.calibration.tokens import packed_rows, windows
+from crepe.eval.perplexity import measure
+from crepe.pipeline.capture import InputRecorder
+from crepe.pipeline.plan import make_plan
+from crepe.pipeline.prune import prune_views
+from crepe.pipeline.walk import Walk
+from crepe.recipe import build, choose
+
+PATTERNS = ("unstructured", "2:4")
+
+
+def collect(model: Any, rows: Tensor) -> Any:
+    """Channel sums of every matrix from one dense pass."""
+    plan = make_plan(model, choose(build({"model": "x"})))
+    recorder = InputRecorder(plan.views)
+    walk = Walk(model, plan.blocks, list(rows.split(8)))
+    with walk.started():
+        for block in plan.blocks:
+            with recorder:
+                walk.advance(block)
+    return recorder.sums
+
+
+def prune_with(model: Any, sums: Any, fields: dict[str, Any]) -> None:
+    choices = choose(build({"model": "x", **fields}))
+    plan = make_plan(model, choices)
+    prune_views(plan.views, sums, dict.fromkeys(plan.shapes, choices.sparsity), choices)
+
+
+class Bench:
+    def __init__(self, model: str, test: str, count: int) -> None:
+        self.model, self.tokenizer = crepe.load(model, dtype="bfloat16")
+        self.dense = {name: p.clone() for name, p in self.model.named_parameters()}
+        self.test = windows(self.tokenizer, read_corpus(test), 512, count)
+
+    def restore(self) -> None:
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(self.dense[name])
+
+    def report(self, label: str, pattern: str) -> None:
+        found = measure(self.model, None, self.test)
+        print(f"| {label} | {pattern} | {found['token_perplexity']:.2f} |", flush=True)
+
+    def methods(self, rows: Tensor) -> None:
+        sums = collect(self.model, rows)
+        for pattern in PATTERNS:
+            cases: list[tuple[str, dict[str, Any]]] = [
+                (m, {"method": m}) for m in ("magnitude", "wanda", "ria", "crepe")
+            ]
+            if pattern == "unstructured":
+                cases.append(("wanda over the tensor", {"method": "wanda", "compare": "tensor"}))
+                cases.append(("crepe over each row", {"compare": "row"}))
+            for label, fields in cases:
+                self.restore()
+                prune_with(self.model, sums, {**fields, "pattern": pattern})
+                self.report(label, pattern)
+
+    def pipelines(self, rows: Tensor) -> None:
+        for pattern in PATTERNS:
+            for method in ("ria", "crepe"):
+                self.restore()
+                crepe.prune(self.model, rows=rows, method=method, pattern=pattern, pipeline="sequential")
+                self.report(f"{method}, sequential", pattern)
+
+    def calibration(self, rows: Tensor) -> None:
+        start = time.perf_counter()
+        own = self_rows(self.model, self.tokenizer, 64, 512, 0)
+        print(f"| (64 rows of its own text took {time.perf_counter() - start:.0f} s) | | |", flush=True)
+        for label, which in (("text, 16 rows", rows[:16]), ("self, 64 rows", own), ("self, 16 rows", own[:16])):
+            self.restore()
+            sums = collect(self.model, which)
+            for pattern in PATTERNS:
+                self.restore()
+                prune_with(self.model, sums, {"pattern": pattern})
+                self.report(f"crepe, {label}", pattern)
 
 
 def main() -> None:
@@ -33,42 +101,16 @@ def main() -> None:
     parser.add_argument("--model", default="llama")
     parser.add_argument("--calibration", required=True)
     parser.add_argument("--test", required=True)
-    parser.add_argument("--windows", type=int, default=32)
+    parser.add_argument("--windows", type=int, default=48)
     parser.add_argument("--cases", default="methods,pipelines,calibration")
     given = parser.parse_args()
-
-    import torch
-
-    import crepe
-    from crepe.calibration.self_text import self_rows
-    from crepe.calibration.text import read_corpus
-    from crepe.calibration.tokens import packed_rows, windows
-    from crepe.eval.perplexity import measure
-
-    model, tokenizer = crepe.load(given.model, dtype="bfloat16")
-    dense, _ = crepe.load(given.model, dtype="bfloat16")
-    rows = {"text": packed_rows(tokenizer, read_corpus(given.calibration), 64, 512, 0)}
-    rows["text 16"] = rows["text"][:16]
-    chosen = set(given.cases.split(","))
-    if "calibration" in chosen:
-        start = time.perf_counter()
-        rows["self 64"] = self_rows(model, tokenizer, 64, 512, 0)
-        rows["self 16"] = self_rows(model, tokenizer, 16, 512, 0)
-        print(f"writing 64 + 16 rows of its own text: {time.perf_counter() - start:.0f} s", flush=True)
-    test = windows(tokenizer, read_corpus(given.test), 512, given.windows)
-    print(f"dense: {measure(dense, None, test)['token_perplexity']:.2f}", flush=True)
-    print("| score | pattern | perplexity | KL | seconds |\n|---|---|---|---|---|", flush=True)
-    for label, which, fields in cases(chosen):
-        with torch.no_grad():
-            for parameter, original in zip(model.parameters(), dense.parameters(), strict=True):
-                parameter.copy_(original)
-        result = crepe.prune(model, rows=rows[which], **fields)
-        found = measure(model, dense, test)
-        print(
-            f"| {label} | {fields['pattern']} | {found['token_perplexity']:.2f} | {found['kl_divergence']:.4f} "
-            f"| {result.seconds:.0f} |",
-            flush=True,
-        )
+    bench = Bench(given.model, given.test, given.windows)
+    rows = packed_rows(bench.tokenizer, read_corpus(given.calibration), 64, 512, 0)
+    print("| score | pattern | perplexity |\n|---|---|---|", flush=True)
+    bench.report("dense", "-")
+    for case in given.cases.split(","):
+        bench.restore()
+        getattr(bench, case)(rows)
 
 
 if __name__ == "__main__":

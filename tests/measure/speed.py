@@ -47,6 +47,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp())
     model, tokenizer = crepe.load("llama", dtype=given.dtype)
     model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
     rows = packed_rows(tokenizer, read_corpus(given.text), 64, 512, 0)
     (folder / "rows.json").write_text(json.dumps(rows.tolist()))
     del model
