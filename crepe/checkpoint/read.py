@@ -14,10 +14,11 @@ def load(model: str, *, dtype: str = "auto", device: str = "cpu", trust_remote_c
     """
     from crepe.models.gguf import reading_once
     from crepe.models.load import load_tokenizer, open_model, parse_device
-    from crepe.models.resolve import resolve
+    from crepe.models.resolve import announce, resolve
 
     place = parse_device(device)
     source = resolve(str(model))
+    announce(source)
     with reading_once() if source.gguf else nullcontext():
         opened = open_model(source, dtype, trust_remote_code=trust_remote_code)
         return opened.to(place), load_tokenizer(source, trust_remote_code)

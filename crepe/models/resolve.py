@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,11 @@ def resolve(asked: str, revision: str | None = None) -> Source:
     if "/" not in asked:
         raise unknown("model alias", asked, table)
     return _hub(asked, asked, revision, {})
+
+
+def announce(source: Source) -> None:
+    """Say on stderr which files a name stands for."""
+    logging.getLogger("crepe").info("model: %s", source)
 
 
 def _folder(asked: str, path: Path) -> Source:

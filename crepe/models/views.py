@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from crepe.models.blocks import Block
 
+UNKNOWN_LAYOUT = "no declared matrix layout"
+
 
 @dataclass(frozen=True)
 class View:
@@ -76,12 +78,13 @@ def inventory(
             if parameter.dim() < 2:
                 continue
             name = ".".join(part for part in (block.name, path, attribute) if part)
-            reason = "excluded by --exclude" if _matches(name, exclude) else None
+            reason = "excluded by --exclude" if matches(name, exclude) else None
             if name in (tied or {}):
                 reason = f"the same tensor as {(tied or {})[name]}"
-            if reason is None and not _matches(name, include):
+            asked = matches(name, include)
+            if reason is None and not asked:
                 reason = _dense_by_default(module, attribute, module is head, module in routers)
-            found = [] if reason else _views(name, module, attribute, parameter)
+            found = [] if reason else _views(name, module, attribute, parameter, asked)
             views += found
             if not found:
                 skipped.append(Skipped(name, tuple(parameter.shape), reason or _unreadable(module, parameter)))
@@ -98,7 +101,7 @@ def outside(model: nn.Module, blocks: Sequence[Block]) -> list[Skipped]:
     ]
 
 
-def _matches(name: str, patterns: Iterable[str]) -> bool:
+def matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
 
 
@@ -114,17 +117,20 @@ def _dense_by_default(module: nn.Module, attribute: str, is_head: bool, is_route
     return None
 
 
-def _views(name: str, module: nn.Module, attribute: str, parameter: Tensor) -> list[View]:
-    """The matrices inside a parameter; empty where its layout is not known."""
+def _views(name: str, module: nn.Module, attribute: str, parameter: Tensor, asked: bool) -> list[View]:
+    """The matrices inside a parameter; empty where its layout is not known.
+
+    asked: named by --include; then a bare matrix (a router's, say) is taken as (out, in), as F.linear takes it.
+    """
     if parameter.dim() == 3 and hasattr(module, "is_transposed"):
         transposed = bool(module.is_transposed)
         shape = _shape(parameter[0], transposed)
         experts = range(parameter.shape[0])
         return [View(f"{name}[{e}]", module, attribute, shape, transposed, e) for e in experts]
-    if parameter.dim() == 2 and isinstance(module, (nn.Linear, nn.Embedding)):
-        return [View(name, module, attribute, _shape(parameter, False))]
     if parameter.dim() == 2 and _is_conv1d(module):
         return [View(name, module, attribute, _shape(parameter, True), transposed=True)]
+    if parameter.dim() == 2 and (asked or isinstance(module, nn.Linear)):
+        return [View(name, module, attribute, _shape(parameter, False))]
     return []
 
 
@@ -143,7 +149,7 @@ def _unreadable(module: nn.Module, parameter: Tensor) -> str:
     kind = type(module).__name__
     if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         return f"convolution ({kind}) inside a language model"
-    return f"parameter of {kind} with {parameter.dim()} dimensions and no declared matrix layout"
+    return f"parameter of {kind} with {parameter.dim()} dimensions and {UNKNOWN_LAYOUT}"
 
 
 def _routers(module: nn.Module) -> set[nn.Module]:

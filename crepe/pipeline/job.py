@@ -75,15 +75,13 @@ def prepare(recipe: Recipe, choices: Choices) -> tuple[Source, Any, Plan]:
 
 def find_model(recipe: Recipe) -> Source:
     """The model's files, checked, and said to the user before anything long begins."""
-    import logging
-
     from crepe.models.load import check_files
-    from crepe.models.resolve import resolve
+    from crepe.models.resolve import announce, resolve
 
     source = resolve(recipe.model, recipe.revision)
     check_files(source)
     if distributed.is_main():
-        logging.getLogger("crepe").info("model: %s", source)
+        announce(source)
     return source
 
 

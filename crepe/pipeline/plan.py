@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from crepe.errors import CrepeError, UsageError
 from crepe.masks.pattern import Pattern
 from crepe.models.blocks import Block, find_blocks
-from crepe.models.views import Inventory, Skipped, View, inventory, outside
+from crepe.models.views import UNKNOWN_LAYOUT, Inventory, Skipped, View, inventory, matches, outside
 from crepe.recipe import Choices, Recipe
 
 # transformers, torch and Python themselves, resident before any weight is read.
@@ -51,7 +52,10 @@ def make_plan(model: Any, choices: Choices) -> Plan:
         CrepeError: nothing to prune, or a tensor that the pattern does not fit. UsageError: --exclude or
             --include that matches nothing, or a pipeline that needs blocks where there are none.
     """
-    return _plan_over(model, choices, find_blocks(model), "no list of repeated blocks found")
+    found = find_blocks(model)
+    if found and any(matches(s.name, choices.recipe.include) for s in outside(model, found)):
+        return _plan_over(model, choices, [], "--include names tensors outside the repeated blocks")
+    return _plan_over(model, choices, found, "no list of repeated blocks found")
 
 
 def _plan_over(model: Any, choices: Choices, found: list[Block], why_not: str) -> Plan:
@@ -61,12 +65,21 @@ def _plan_over(model: Any, choices: Choices, found: list[Block], why_not: str) -
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     inventories = [inventory(block, head, recipe.include, recipe.exclude, tied) for block in blocks]
     notes = [] if found else [f"{why_not}: one full forward with the whole model in memory"]
-    plan = Plan(blocks, inventories, outside(model, found) if found else [], notes)
+    plan = Plan(blocks, inventories, outside(model, found) if found else [], [*notes, *_unread(inventories)])
     if not found and recipe.pipeline == "sequential":
         raise UsageError(f"{why_not}, so the pipeline cannot be sequential: use --pipeline one-pass")
     _require_matches(model, recipe)
     _require_fit(plan, choices.pattern)
     return plan
+
+
+def _unread(inventories: list[Inventory]) -> list[str]:
+    """A note where much of the model stays dense because crepe cannot tell how its tensors are laid out."""
+    left = sum(math.prod(s.shape) for found in inventories for s in found.skipped if UNKNOWN_LAYOUT in s.reason)
+    pruned = sum(math.prod(view.shape) for found in inventories for view in found.views)
+    if left <= 0.05 * pruned:
+        return []
+    return [f"{left / (left + pruned):.0%} of the blocks' weights stay dense: their tensors have {UNKNOWN_LAYOUT}"]
 
 
 def _require_matches(model: Any, recipe: Recipe) -> None:

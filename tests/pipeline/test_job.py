@@ -186,6 +186,19 @@ def test_include_and_exclude(tiny_folder: Callable[..., str], text_file: str, tm
         _prune(folder, tmp_path / "out2", text_file, exclude="*nothing*")
 
 
+def test_what_stays_dense_can_be_asked_for(tiny_folder: Callable[..., str], text_file: str, tmp_path: Path) -> None:
+    folder = tiny_folder("mixtral")
+    dense = _prune(folder, tmp_path / "dense", text_file)
+    assert not any("gate.weight" in n or "lm_head" in n or "embed" in n for n in dense.tensors)
+    routers = _prune(folder, tmp_path / "routers", text_file, include="*.gate.weight")
+    assert sum(n.endswith("gate.weight") for n in routers.tensors) == 3 and not routers.notes
+    assert all(r.tokens for n, r in routers.tensors.items() if n.endswith("gate.weight"))
+    everything = _prune(folder, tmp_path / "all", text_file, include="lm_head*,*embed_tokens*")
+    assert {"lm_head.weight", "model.embed_tokens.weight"} <= set(everything.tensors)
+    assert everything.tensors["lm_head.weight"].tokens == 6 * 24 and "one full forward" in everything.notes[0]
+    assert everything.sparsity == 0.5
+
+
 def test_memory_that_does_not_suffice_makes_the_batch_smaller() -> None:
     from crepe.pipeline import run
 
