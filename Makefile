@@ -5,7 +5,7 @@ DATA ?= $(firstword $(wildcard ../shared/data/text/wikitext2-test.txt) wikitext2
 OUTPUT ?= demo-output
 SOURCES := $(shell git ls-files crepe eval search kernels configs pyproject.toml constraints.txt 2>/dev/null)
 
-.PHONY: demo test test-slow format clean
+.PHONY: demo test format clean
 
 demo: .venv/demo/ready
 	rm -rf $(OUTPUT).partial
@@ -15,10 +15,7 @@ demo: .venv/demo/ready
 	@echo "report: $(OUTPUT)/report.html"
 
 test: .venv/test/ready
-	OMP_NUM_THREADS=1 .venv/test/bin/pytest -n 2 -m "not slow"
-
-test-slow: .venv/test/ready
-	.venv/test/bin/pytest -m slow
+	OMP_NUM_THREADS=1 .venv/test/bin/pytest -n 2
 
 format: .venv/test/ready
 	.venv/test/bin/ruff format .

@@ -11,7 +11,7 @@ from crepe.errors import CrepeError, UsageError, unknown
 PIPELINES = ("one-pass", "sequential")
 FORMATS = ("dense",)
 # Where a run puts its result and how it speaks; the result itself does not depend on these.
-_PLACE = ("output", "resume", "overwrite", "save_masks")
+_PLACE = ("output", "resume", "overwrite")
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,6 @@ class Recipe:
     def result_fields(self) -> dict[str, Any]:
         """Everything that decides the result."""
         return {key: value for key, value in asdict(self).items() if key not in _PLACE}
-
-    def to_yaml(self) -> str:
-        """The recipe as a YAML file that `--recipe` reads: what differs from the defaults."""
-        import yaml
-
-        default = Recipe()
-        content = {k: v for k, v in self.result_fields.items() if v != getattr(default, k) or k == "model"}
-        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in content.items()}
-        return str(yaml.safe_dump(plain, sort_keys=False))
 
 
 @dataclass(frozen=True)

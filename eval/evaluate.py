@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from crepe.errors import CrepeError, UsageError
 
 SEQLEN = 2048
+DATA = "wikitext2"
 # Text that a model writes for its own evaluation must not be what it was calibrated on.
 _SELF_SEED = 1_000_003
 _SELF_WINDOWS = 16
@@ -19,7 +21,7 @@ _SELF_WINDOWS = 16
 def evaluate(
     model: str,
     *,
-    data: str = "wikitext2",
+    data: str | None = None,
     seqlen: int = SEQLEN,
     max_windows: int | None = None,
     reference: str | None = None,
@@ -33,14 +35,18 @@ def evaluate(
     """Token perplexity (and with `reference` KL and top-1 agreement) on `data`, and lm-eval `tasks`.
 
     Args:
-        data: as for calibration; `self` is text written by the reference (or the model itself) with another seed.
+        data: `wikitext2` unless said, else as for calibration; `self` is text written by the reference (or the
+            model itself) with another seed.
         seqlen: tokens per window. max_windows: only the first so many.
         save: write evaluation.json into the model's folder and make its card and report again.
 
     Raises:
         CrepeError: a model or text that cannot be read, a text shorter than a window. UsageError: wrong words.
     """
+    from crepe.checkpoint.manifest import published
     from crepe.checkpoint.read import load
+    from crepe.eval.tasks import check_tasks, run_tasks
+    from crepe.models.load import require_length
     from crepe.report.folder import read_manifest
 
     if seqlen < 2 or (max_windows is not None and max_windows < 1):
@@ -48,24 +54,33 @@ def evaluate(
     if save:
         read_manifest(Path(model))
     options: dict[str, Any] = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
+    if tasks:
+        check_tasks(tasks, include_path)
     opened, tokenizer = load(model, **options)
     dense = load(reference, **options)[0] if reference else None
-    _require_length(opened, seqlen)
-    found = _on_text(opened, dense, tokenizer, data, seqlen, max_windows)
+    require_length(opened.config, seqlen)
+    found = _on_text(opened, dense, tokenizer, data, seqlen, max_windows, bool(tasks))
     if tasks:
-        from crepe.eval.tasks import run_tasks
-
         found["tasks"] = run_tasks(opened, tokenizer, tasks, include_path, seqlen)
-    result = {"model": model, "reference": reference, "data": _label(data), **found}
+    result = {"model": published(model), "reference": published(reference), "data": _label(data or DATA), **found}
     if save:
         _save(Path(model), result)
     return result
 
 
-def _on_text(model: Any, dense: Any, tokenizer: Any, data: str, seqlen: int, max_windows: int | None) -> dict[str, Any]:
+def _on_text(
+    model: Any, dense: Any, tokenizer: Any, data: str | None, seqlen: int, max_windows: int | None, has_tasks: bool
+) -> dict[str, Any]:
+    """Perplexity and fidelity; nulls where only tasks were asked for and the default text is out of reach."""
     from crepe.eval.perplexity import measure
 
-    rows = _windows(dense or model, tokenizer, data, seqlen, max_windows)
+    try:
+        rows = _windows(dense or model, tokenizer, data or DATA, seqlen, max_windows)
+    except CrepeError as error:
+        if data is not None or not has_tasks:
+            raise
+        logging.getLogger("crepe").info("no perplexity: %s", error)
+        return {"token_perplexity": None, "tokens": 0, "seqlen": seqlen}
     return {**measure(model, dense, rows), "seqlen": seqlen, "windows": len(rows)}
 
 
@@ -84,12 +99,6 @@ def _label(data: str) -> str:
     if data == "self":
         return "text written by the dense model"
     return Path(data).name if Path(data).suffix else data
-
-
-def _require_length(model: Any, seqlen: int) -> None:
-    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if longest is not None and 0 < longest < seqlen:
-        raise CrepeError(f"seqlen {seqlen} is more than the {longest} tokens that the model can read: lower --seqlen")
 
 
 def _save(folder: Path, result: dict[str, Any]) -> None:

@@ -12,16 +12,12 @@ def run_tasks(model: Any, tokenizer: Any, tasks: list[str], include_path: str | 
     """lm-eval's results for `tasks`; with `include_path` the local task files there are found first.
 
     Raises:
-        UsageError: an unknown task. CrepeError: lm-eval is not installed, or a task fails.
+        CrepeError: a task fails.
     """
-    try:
-        from lm_eval import simple_evaluate
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise CrepeError("--tasks needs lm-eval: pip install 'crepe-prune[eval]'") from error
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    manager = _manager(TaskManager, tasks, include_path)
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    manager = check_tasks(tasks, include_path)
     wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, max_length=seqlen)
     try:
         found = simple_evaluate(
@@ -29,8 +25,22 @@ def run_tasks(model: Any, tokenizer: Any, tasks: list[str], include_path: str | 
         )
     except Exception as error:
         raise CrepeError(f"lm-eval failed on {', '.join(tasks)}: {type(error).__name__}: {error}") from error
-    keys = ("results", "versions", "n-shot", "higher_is_better", "config")
+    keys = ("results", "versions", "n-shot", "higher_is_better")  # its config holds paths of this machine
     return {key: found[key] for key in keys if key in found}
+
+
+def check_tasks(tasks: list[str], include_path: str | None) -> Any:
+    """lm-eval's task manager, once it knows all `tasks`.
+
+    Raises:
+        UsageError: an unknown task. CrepeError: lm-eval is not installed.
+    """
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise CrepeError("--tasks needs lm-eval: pip install 'crepe-prune[eval]'") from error
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    return _manager(TaskManager, tasks, include_path)
 
 
 def _manager(kind: Any, tasks: list[str], include_path: str | None) -> Any:

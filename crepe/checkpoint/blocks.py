@@ -35,7 +35,7 @@ def block_files(model: Any, index: int, block: Block, masks: Mapping[str, Mask])
     state = block_state(model, block)
     converted = checkpoint_tensors(model, state)
     files = {shard_name(index): converted}
-    if converted.keys() != state.keys():
+    if any(name not in converted or converted[name].shape != tensor.shape for name, tensor in state.items()):
         files[state_name(index)] = state
     if masks:
         files[masks_name(index)] = MaskSet(masks).packed()

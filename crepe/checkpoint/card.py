@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from typing import Any
 
 _NO_GAIN = (
@@ -83,8 +84,15 @@ def _summary(manifest: dict[str, Any]) -> str:
 def _numbers(evaluation: dict[str, Any] | None) -> str:
     if not evaluation:
         return "Not measured yet: `crepe eval THIS_FOLDER --reference BASE_MODEL --save` fills this table."
-    header = ["| | dense | pruned |", "|---|---|---|"]
-    return "\n".join([*header, *("| " + " | ".join(row) + " |" for row in comparison(evaluation))])
+    tables = [_table(("", "dense", "pruned"), comparison(evaluation))]
+    if task_results(evaluation):
+        tables.append(_table(("lm-eval", "pruned"), task_results(evaluation)))
+    return "\n\n".join(tables)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def comparison(evaluation: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -97,11 +105,18 @@ def comparison(evaluation: dict[str, Any]) -> list[tuple[str, str, str]]:
     if dense:
         rows.append(("KL divergence from the dense model, nats per token", "0", f"{evaluation['kl_divergence']:.4f}"))
         rows.append(("same most likely token as the dense model", "100 %", f"{evaluation['top1_agreement']:.1%}"))
-    for task, numbers in (evaluation.get("tasks") or {}).get("results", {}).items():
-        for metric, value in numbers.items():
-            if isinstance(value, float) and "stderr" not in metric:
-                rows.append((f"{task}: {metric} (lm-eval)", "-", f"{value:.4f}"))
     return rows
+
+
+def task_results(evaluation: dict[str, Any]) -> list[tuple[str, str]]:
+    """Rows (task and metric, value) of lm-eval, a table of their own: its quantities are not those above."""
+    results = (evaluation.get("tasks") or {}).get("results", {})
+    return [
+        (f"{task}: {metric}", f"{value:.4f}")
+        for task, numbers in results.items()
+        for metric, value in numbers.items()
+        if isinstance(value, float) and "stderr" not in metric
+    ]
 
 
 def command(recipe: dict[str, Any]) -> str:

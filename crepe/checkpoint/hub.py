@@ -58,10 +58,10 @@ def _upload(folder: Path, repo_id: str, public: bool, create_pr: bool) -> str:
         disable_progress_bars()
     api = HfApi()
     api.create_repo(repo_id, private=not public, exist_ok=True)
-    present = [f for f in api.list_repo_files(repo_id) if f.endswith((".safetensors", "config.json"))]
+    present = [f for f in api.list_repo_files(repo_id) if f != ".gitattributes"]
     if present and not create_pr:
         raise CrepeError(
-            f"{repo_id} already has a model ({present[0]}): push to another repository, or propose it with --create-pr"
+            f"{repo_id} already has files ({present[0]}): push to another repository, or propose them with --create-pr"
         )
     commit: Any = api.upload_folder(
         repo_id=repo_id,

@@ -23,7 +23,7 @@ def manifest(
         "format": FORMAT,
         "recipe": {key: published(value) for key, value in recipe.result_fields.items()},
         "coefficients": _coefficients(choices),
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": {name: package_version(name) for name in _PACKAGES},
         "base_model": {
             "name": source.name,
             "asked": published(source.asked),
@@ -70,7 +70,7 @@ def published(value: Any) -> Any:
     return Path(value).name if isinstance(value, str) and Path(value).expanduser().exists() else value
 
 
-def _version(name: str) -> str | None:
+def package_version(name: str) -> str | None:
     try:
         return version(name)
     except PackageNotFoundError:

@@ -19,7 +19,7 @@ from crepe.models.blocks import Block
 from crepe.models.onload import WeightStore
 
 # Up to this size the checkpoint is one file; a larger one keeps a file per block.
-_ONE_FILE = 5 << 30
+ONE_FILE = 5 << 30
 # Tensors outside the blocks are written alone from this size on: embeddings of large models.
 _ALONE = 64 << 20
 
@@ -31,7 +31,7 @@ def assemble(work: Path, model: Any, blocks: Sequence[Block], store: WeightStore
     final.mkdir()
     parts = [*_rest_files(work, model, blocks, store), *(work / shard_name(i) for i in range(len(blocks)))]
     try:
-        if sum(part.stat().st_size for part in parts) <= _ONE_FILE:
+        if sum(part.stat().st_size for part in parts) <= ONE_FILE:
             concatenate(parts, final / "model.safetensors")
         else:
             _link_shards(parts, final)
@@ -43,12 +43,11 @@ def assemble(work: Path, model: Any, blocks: Sequence[Block], store: WeightStore
 
 def publish(final: Path, output: Path, overwrite: bool) -> None:
     """Make `final` the output folder. A folder of that name is only ever replaced by a complete one."""
-    old = output.with_name(output.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
     if output.exists() and overwrite:
-        output.rename(old)
+        replaced = final.parent / "replaced"
+        shutil.rmtree(replaced, ignore_errors=True)
+        output.rename(replaced)
     os.rename(final, output)
-    shutil.rmtree(old, ignore_errors=True)
     shutil.rmtree(final.parent)
 
 
@@ -131,14 +130,9 @@ def combine_masks(work: Path, count: int, described: dict[str, Any], target: Pat
     """One mask file from those of the blocks. described: view name -> its report (shape, pattern)."""
     from safetensors.torch import load_file
 
-    from crepe.masks import Mask, MaskSet, parse_pattern
-    from crepe.masks.mask_set import unpack_bits
+    from crepe.masks.mask_set import save_packed
 
     packed: dict[str, Tensor] = {}
-    for index in range(count):
-        packed |= load_file(work / masks_name(index))
-    masks = {
-        name: Mask(unpack_bits(bits, tuple(described[name].shape)), parse_pattern(described[name].pattern))
-        for name, bits in packed.items()
-    }
-    MaskSet(masks).save(target)
+    for path in (work / masks_name(index) for index in range(count)):
+        packed |= load_file(path) if path.exists() else {}  # a block whose matrices are all excluded has none
+    save_packed(target, packed, {name: (described[name].shape, described[name].pattern) for name in packed})

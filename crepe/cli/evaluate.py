@@ -34,10 +34,13 @@ def _names(text: str) -> list[str]:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from crepe.checkpoint.card import comparison
+    from crepe.checkpoint.card import comparison, task_results
     from crepe.cli.output import emit, table
     from crepe.eval.evaluate import evaluate
 
     given = {key: value for key, value in vars(arguments).items() if key not in ("run", "verb", "json")}
     result = evaluate(given.pop("model"), **given)
-    emit("json" in arguments, result, table([("", "dense", "model"), *comparison(result)]))
+    lines = table([("", "dense", "model"), *comparison(result)])
+    if task_results(result):
+        lines += ["", *table([("lm-eval", "model"), *task_results(result)])]
+    emit("json" in arguments, result, lines)

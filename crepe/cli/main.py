@@ -44,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        return _fail(f"{error}; check the path, its permissions and the free space", error, 1)
     except Exception as error:
         return _fail(f"unexpected {type(error).__name__}: {error}; CREPE_DEBUG=1 shows where", error, 1)
 

@@ -65,13 +65,10 @@ def run(arguments: argparse.Namespace) -> None:
     if given.pop("dry_run", False):
         _dry_run(given, as_json)
         return
-    from crepe.errors import UsageError
     from crepe.pipeline import distributed
     from crepe.pipeline.job import prune
 
-    if "output" not in given:
-        raise UsageError("no output: give --output with the folder to write")
-    result = prune(given.pop("model", None), given.pop("output"), **given)
+    result = prune(given.pop("model", None), given.pop("output", None), **given)
     if distributed.is_main():
         _show(result, as_json)
 
@@ -98,7 +95,7 @@ def _dry_run(given: dict[str, Any], as_json: bool) -> None:
     recipe = build(given)
     choices = choose(recipe)
     source, model, plan = prepare(recipe, choices)
-    needs = estimate(model, plan, recipe, in_memory=source.gguf is not None)
+    needs = estimate(model, plan, recipe, in_memory=bool(source.gguf or recipe.weights or recipe.calibration == "self"))
     weights = sum(shape[0] * shape[1] for shape in plan.shapes.values())
     result = {
         "source": str(source),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,8 @@ class Coefficients:
             raise unknown("neighbourhood form", str(self.form), FORMS)
         if self.kernel < 1 or self.kernel % 2 == 0:
             raise UsageError(f"coefficient kernel = {self.kernel}: the window needs an odd size of at least 1")
-        for name in ("row", "column", "neighbourhood"):
-            if not getattr(self, name) >= 0:
+        for name in ("row", "column", "neighbourhood", "activation"):
+            if not 0 <= getattr(self, name) < math.inf:
                 raise UsageError(f"coefficient {name} = {getattr(self, name)}: it must be 0 or more")
         if not self.row + self.column + self.neighbourhood > 0:
             raise UsageError("all coefficients are 0: at least one of row, column, neighbourhood must be positive")

@@ -83,13 +83,8 @@ class MaskSet(Mapping[str, Mask]):
 
     def save(self, path: str | Path) -> None:
         """Write eight weights per byte to safetensors; shapes and patterns go into the metadata."""
-        from safetensors.torch import save_file
-
-        described = {
-            name: {"shape": list(mask.kept.shape), "pattern": str(mask.pattern)} for name, mask in self.items()
-        }
-        # One entry only: safetensors writes several in an order that changes from run to run.
-        save_file(self.packed(), path, metadata={_FORMAT: json.dumps(described)})
+        described = {name: (tuple(mask.kept.shape), str(mask.pattern)) for name, mask in self.items()}
+        save_packed(path, self.packed(), described)
 
     def packed(self) -> dict[str, Tensor]:
         """The masks with eight weights per byte, by name."""
@@ -109,6 +104,17 @@ class MaskSet(Mapping[str, Mask]):
                 return cls({name: _read_mask(file.get_tensor(name), about) for name, about in described.items()})
         except (SafetensorError, OSError) as error:
             raise CrepeError(f"cannot read masks from {path}: {error}") from error
+
+
+def save_packed(
+    path: str | Path, packed: Mapping[str, Tensor], described: Mapping[str, tuple[tuple[int, ...], str]]
+) -> None:
+    """Write masks that are packed already; described: name -> shape and pattern."""
+    from safetensors.torch import save_file
+
+    about = {name: {"shape": list(shape), "pattern": pattern} for name, (shape, pattern) in described.items()}
+    # One entry only: safetensors writes several in an order that changes from run to run.
+    save_file(dict(packed), path, metadata={_FORMAT: json.dumps(about)})
 
 
 def _read_mask(packed: Tensor, about: dict[str, object]) -> Mask:

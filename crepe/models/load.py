@@ -115,6 +115,13 @@ def skeleton(source: Source, dtype: str = "auto", trust_remote_code: bool = Fals
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, **more)
 
 
+def require_length(config: Any, seqlen: int) -> None:
+    """Raises CrepeError where `seqlen` tokens are more than the model has positions for."""
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if longest is not None and 0 < longest < seqlen:
+        raise CrepeError(f"seqlen {seqlen} is more than the {longest} tokens that the model can read: lower --seqlen")
+
+
 def load_tokenizer(source: Source, trust_remote_code: bool = False) -> Any:
     """The tokenizer, from the .gguf file where that is the model."""
     from transformers import AutoTokenizer

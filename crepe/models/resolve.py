@@ -10,7 +10,9 @@ from typing import Any
 
 from crepe.errors import CrepeError, UsageError, unknown
 
-_WANTED = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "*.txt", "*.py"]
+_SMALL = ["*.json", "*.jinja", "tokenizer*", "*.model", "*.txt", "*.py"]
+# Second copies of the weights in other formats, which some repositories carry.
+_IGNORED = ["consolidated*", "original/*"]
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,8 @@ def aliases() -> dict[str, dict[str, Any]]:
     return found
 
 
-def resolve(asked: str, revision: str | None = None) -> Source:
-    """Find the files of a model.
+def resolve(asked: str, revision: str | None = None, weights: bool = True) -> Source:
+    """Find the files of a model; without `weights` a Hub model is looked at by its small files alone.
 
     Raises:
         UsageError: the name is neither a path, an alias nor a Hub id.
@@ -54,12 +56,12 @@ def resolve(asked: str, revision: str | None = None) -> Source:
         return _gguf_file(asked, path)
     table = aliases()
     if asked in table:
-        return _alias(asked, table[asked], revision)
+        return _alias(asked, table[asked], revision, weights)
     if asked.startswith((".", "/", "~")) or asked.count("/") > 1:
         raise CrepeError(f"no folder or file at {asked!r}: give a model folder, a .gguf file, a Hub id or an alias")
     if "/" not in asked:
         raise unknown("model alias", asked, table)
-    return _hub(asked, asked, revision, {})
+    return _hub(asked, asked, revision, {}, weights)
 
 
 def announce(source: Source) -> None:
@@ -82,21 +84,27 @@ def _gguf_file(asked: str, path: Path) -> Source:
     return Source(asked, path.stem, path.parent, gguf=path.name)
 
 
-def _alias(asked: str, entry: dict[str, Any], revision: str | None) -> Source:
+def _alias(asked: str, entry: dict[str, Any], revision: str | None, weights: bool) -> Source:
     if "package" in entry and revision is None:
         spec = importlib.util.find_spec(entry["package"])
         if spec and spec.submodule_search_locations:
             folder = Path(spec.submodule_search_locations[0])
             return Source(asked, entry["hub"], folder, gguf=entry["file"], licence=entry.get("licence"))
-    return _hub(asked, entry["hub"], revision, entry)
+    return _hub(asked, entry["hub"], revision, entry, weights)
 
 
-def _hub(asked: str, repository: str, revision: str | None, entry: dict[str, Any]) -> Source:
+def _hub(asked: str, repository: str, revision: str | None, entry: dict[str, Any], weights: bool) -> Source:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
+    def download(*kinds: str) -> Path:
+        wanted = [*_SMALL, *kinds]
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted, ignore_patterns=_IGNORED))
+
     try:
-        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=_WANTED))
+        folder = download(*(["*.safetensors"] if weights else []))
+        if weights and not list(folder.glob("*.safetensors")):
+            folder = download("*.bin")
     except HFValidationError as error:
         raise UsageError(f"{asked!r} is no valid Hub id: {error}") from None
     except Exception as error:

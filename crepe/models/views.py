@@ -63,11 +63,13 @@ def inventory(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     tied: Mapping[str, str] | None = None,
+    dense: Mapping[str, str] | None = None,
 ) -> Inventory:
     """Sort every parameter of two or more dimensions in `block` into pruned and dense.
 
     head: the output embedding, dense even where it lies inside the block (a model without blocks).
     tied: names of parameters that are another one under a second name -> that other one; pruned once only.
+    dense: parameters that stay dense for another reason -> that reason.
     include, exclude: glob patterns of parameter names that overrule the default.
     """
     routers = _routers(block.module)
@@ -81,6 +83,7 @@ def inventory(
             reason = "excluded by --exclude" if matches(name, exclude) else None
             if name in (tied or {}):
                 reason = f"the same tensor as {(tied or {})[name]}"
+            reason = reason or (dense or {}).get(name)
             asked = matches(name, include)
             if reason is None and not asked:
                 reason = _dense_by_default(module, attribute, module is head, module in routers)
@@ -165,7 +168,7 @@ def _routers(module: nn.Module) -> set[nn.Module]:
 
 
 def _expert_count(module: nn.Module) -> int:
-    """How many experts `module` holds: as fused 3-D tensors, or as a list of like modules without an order."""
+    """How many experts `module` holds as fused 3-D tensors."""
     fused = [p.shape[0] for _, p in module.named_parameters(recurse=False) if p.dim() == 3]
     if fused and not isinstance(module, (nn.Conv1d, nn.Conv2d)):
         return fused[0]

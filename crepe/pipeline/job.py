@@ -15,7 +15,7 @@ from torch import Tensor
 from crepe.errors import CrepeError, UsageError
 from crepe.models.resolve import Source
 from crepe.pipeline import distributed
-from crepe.pipeline.journal import Journal, model_fingerprint, refuse_if_changed, work_folder
+from crepe.pipeline.journal import Journal, is_started, model_fingerprint, refuse_if_changed, work_folder
 from crepe.pipeline.plan import Plan, make_plan
 from crepe.pipeline.prune import TensorReport
 from crepe.recipe import Choices, Recipe, build, choose
@@ -68,18 +68,19 @@ def prepare(recipe: Recipe, choices: Choices) -> tuple[Source, Any, Plan]:
     """Resolve the model and plan the run on the meta device; nothing is touched."""
     from crepe.models.load import skeleton
 
-    source = find_model(recipe)
+    source = find_model(recipe, weights=False)
     bones = skeleton(source, recipe.dtype, recipe.trust_remote_code)
     return source, bones, make_plan(bones, choices)
 
 
-def find_model(recipe: Recipe) -> Source:
+def find_model(recipe: Recipe, weights: bool = True) -> Source:
     """The model's files, checked, and said to the user before anything long begins."""
     from crepe.models.load import check_files
     from crepe.models.resolve import announce, resolve
 
-    source = resolve(recipe.model, recipe.revision)
-    check_files(source)
+    source = resolve(recipe.model, recipe.revision, weights)
+    if weights:
+        check_files(source)
     if distributed.is_main():
         announce(source)
     return source
@@ -87,7 +88,7 @@ def find_model(recipe: Recipe) -> Source:
 
 def _prune_named(recipe: Recipe, choices: Choices, started: float) -> Result:
     from crepe.models.gguf import reading_once
-    from crepe.models.load import load_tokenizer, open_model, parse_device, skeleton
+    from crepe.models.load import load_tokenizer, open_model, parse_device, require_length, skeleton
 
     device = parse_device(recipe.device)
     source = find_model(recipe)
@@ -98,20 +99,47 @@ def _prune_named(recipe: Recipe, choices: Choices, started: float) -> Result:
         with reading_once():
             model = open_model(source, recipe.dtype, None, recipe.trust_remote_code, recipe.weights)
             tokenizer = load_tokenizer(source, recipe.trust_remote_code)
-    planned = make_plan(model or skeleton(source, recipe.dtype, recipe.trust_remote_code), choices)
+    planned_on = model or skeleton(source, recipe.dtype, recipe.trust_remote_code)
+    make_plan(planned_on, choices)
+    require_length(planned_on.config, recipe.seqlen)
     output = Path(str(recipe.output))
-    fingerprint = _fingerprint(recipe, source)
-    if output.exists() and not recipe.overwrite:
-        return _already_there(output, recipe, fingerprint)
-    _require_room(output, source, planned)
+    fingerprint = _fingerprint(recipe, source, device)
+    if output.exists():
+        _require_replaceable(output, source)
+        if not recipe.overwrite and not (recipe.resume and is_started(output)):
+            return _already_there(output, recipe, fingerprint)
+    _require_room(output, source)
     journal = _open_journal(output, fingerprint, recipe)
+    try:
+        return _run(recipe, choices, source, device, journal, model, tokenizer, fingerprint, started)
+    except CrepeError:
+        # What failed before the first block was finished leaves nothing behind that a next try would stumble over.
+        if distributed.is_main() and not journal.lines:
+            shutil.rmtree(journal.folder, ignore_errors=True)
+        raise
+
+
+def _run(
+    recipe: Recipe,
+    choices: Choices,
+    source: Source,
+    device: torch.device,
+    journal: Journal,
+    model: Any,
+    tokenizer: Any,
+    fingerprint: dict[str, Any],
+    started: float,
+) -> Result:
+    """From an open journal to a published folder; model and tokenizer are given where they are in memory already."""
+    from crepe.models.load import load_tokenizer, open_model
+
     tokenizer = tokenizer or load_tokenizer(source, recipe.trust_remote_code)
     rows = _rows(choices, source, tokenizer, journal.folder, model) if _needs_rows(choices) else None
     if model is None:
         offload = journal.folder / f"offload-{distributed.rank()}"
         model = open_model(source, recipe.dtype, offload, recipe.trust_remote_code, recipe.weights)
     plan, store, reports = _walk(model, choices, device, journal, rows)
-    result = _result(str(output), plan, reports, started, str(source))
+    result = _result(str(recipe.output), plan, reports, started, str(source))
     if distributed.is_main():
         _write(journal, model, plan, store, reports, tokenizer, source, rows, choices, result, fingerprint)
     distributed.wait()
@@ -129,20 +157,36 @@ def _prune_object(model: Any, tokenizer: Any, output: Any, fields: dict[str, Any
         if tokenizer is None:
             raise UsageError("a model in memory needs tokenizer=, or rows= with calibration tokens (samples, seqlen)")
         rows = _make_rows(choices, tokenizer, lambda: model)
-    if output is not None and Path(output).exists() and not recipe.overwrite:
-        raise CrepeError(f"{output} exists: choose another folder, or overwrite=True")
+    if output is not None and Path(output).exists():
+        _require_replaceable(Path(output), Source("", "", Path(recipe.model)))
+        if not recipe.overwrite:
+            raise CrepeError(f"{output} exists: choose another folder, or overwrite=True")
     use_eager_experts(model)
     device = next(model.parameters()).device
     training = model.training
     plan, _, reports = _walk(model.eval(), choices, device, None, rows)
     model.train(training)
-    if output is not None:
-        model.save_pretrained(output)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(output)
     result = _result(str(output) if output else None, plan, reports, started, recipe.model)
     result.model = model
+    if output is not None and distributed.is_main():
+        _save_object(model, tokenizer, Path(output), choices, rows, result)
     return result
+
+
+def _save_object(
+    model: Any, tokenizer: Any, output: Path, choices: Choices, rows: Tensor | None, result: Result
+) -> None:
+    """The folder of a model that was pruned in memory, complete as that of a model by name."""
+    from crepe.checkpoint.write import publish
+
+    final = work_folder(output) / "final"
+    shutil.rmtree(final.parent, ignore_errors=True)
+    model.save_pretrained(final)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(final)
+    name = choices.recipe.model
+    _describe(final, choices, Source(name, name, Path()), rows, result, {})
+    publish(final, output, choices.recipe.overwrite)
 
 
 def _needs_rows(choices: Choices) -> bool:
@@ -151,45 +195,62 @@ def _needs_rows(choices: Choices) -> bool:
 
 def _already_there(output: Path, recipe: Recipe, fingerprint: dict[str, Any]) -> Result:
     """A complete output: the answer to --resume when the kill came after the last step, an error otherwise."""
-    manifest = output / "crepe.json"
-    if not recipe.resume or not manifest.is_file():
+    from crepe.report.folder import read_manifest
+
+    if not recipe.resume:
         raise CrepeError(f"{output} exists: choose another --output, or replace it with --overwrite")
-    content = json.loads(manifest.read_text())
-    refuse_if_changed(content["fingerprint"], fingerprint, output)
+    content = read_manifest(output)
+    refuse_if_changed(content.get("fingerprint", {}), fingerprint, output)
     shutil.rmtree(work_folder(output), ignore_errors=True)
     reports = {name: TensorReport(**about) for name, about in content["tensors"].items()}
     base = content["base_model"]["name"]
     return Result(str(output), content["sparsity"], 0.0, 0, content["skipped"], base, reports, content["notes"])
 
 
-def _require_room(output: Path, source: Source, plan: Plan) -> None:
+def _require_replaceable(output: Path, source: Source) -> None:
+    """Raises UsageError where the output is, or holds, the model to prune, or is no output of crepe."""
+    place = output.resolve()
+    if source.folder.resolve() == place or place in source.folder.resolve().parents:
+        raise UsageError(f"--output {output} holds the model itself: choose another folder")
+    if not output.is_dir() or (any(output.iterdir()) and not (output / "crepe.json").is_file()):
+        raise UsageError(f"{output} exists and is no output of crepe: choose another --output")
+
+
+def _require_room(output: Path, source: Source) -> None:
+    from crepe.checkpoint.write import ONE_FILE
+
     parent = output.absolute().parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(parent).free
     except OSError as error:
         raise CrepeError(f"cannot write below {parent}: {error}") from error
-    needed = sum(file.stat().st_size for file in source.folder.glob("*.safetensors")) if not source.gguf else 0
+    size = sum(file.stat().st_size for file in source.folder.glob("*.safetensors")) if not source.gguf else 0
+    written = sum(file.stat().st_size for file in work_folder(output).glob("block-*"))
+    # The blocks, and where they are joined into one file, that file beside them.
+    needed = size * (2 if size <= ONE_FILE else 1) - written
     if free < needed:
         raise CrepeError(
             f"{parent} has {free >> 20} MiB free, the output needs about {needed >> 20} MiB: free some space"
         )
 
 
-def _fingerprint(recipe: Recipe, source: Source) -> dict[str, Any]:
+def _fingerprint(recipe: Recipe, source: Source, device: torch.device) -> dict[str, Any]:
     """Everything that the bytes of the result depend on, as flat names that an error can print."""
     import hashlib
-    from importlib.metadata import version
 
-    from crepe.checkpoint.manifest import published
+    from crepe.checkpoint.manifest import package_version, published
 
     fields = {key: list(v) if isinstance(v, tuple) else published(v) for key, v in recipe.result_fields.items()}
     given = {f"recipe.{key}": value for key, value in fields.items()}
     for key in ("calibration", "coefficients", "weights"):
         value = getattr(recipe, key)
-        if value and Path(value).is_file():
-            given[f"file.{key}"] = hashlib.sha256(Path(value).read_bytes()).hexdigest()
-    packages = {f"version.{name}": version(name) for name in ("torch", "transformers", "crepe-prune")}
+        path = Path(value or "").expanduser()
+        if path.is_file():
+            with path.open("rb") as file:
+                given[f"file.{key}"] = hashlib.file_digest(file, "sha256").hexdigest()
+    given["recipe.device"] = device.type
+    packages = {f"version.{name}": package_version(name) for name in ("torch", "transformers", "crepe-prune")}
     return {
         **given,
         **packages,
@@ -253,37 +314,49 @@ def _make_rows(choices: Choices, tokenizer: Any, open_writer: Any) -> Tensor:
 def _walk(
     model: Any, choices: Choices, device: torch.device, journal: Journal | None, rows: Tensor | None
 ) -> tuple[Plan, Any, dict[str, TensorReport]]:
-    """Walk with the largest batch that fits; the whole model at once where its blocks cannot be walked."""
-    from accelerate.utils import find_executable_batch_size
+    """Walk with the largest batch that fits; the whole model at once where its blocks cannot be walked.
+
+    Raises:
+        CrepeError: memory does not suffice and the walk cannot start again: for one row, for several processes, or
+            where the model in memory has been changed already.
+    """
+    from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
     from crepe.pipeline.run import Runner
     from crepe.pipeline.walk import OutOfOrder
 
-    plan = make_plan(model, choices)
-    walking = [plan]
+    plan, batch_size = make_plan(model, choices), choices.recipe.batch_size
+    while True:
+        runner = Runner(model, plan, choices, device, journal)
+        try:
+            return plan, runner.store, runner.prune(rows, batch_size)
+        except OutOfOrder as error:
+            _require_restart(runner, f"the forward does not pass the blocks in order (at {error}), noticed too late")
+            plan = plan.as_one_block(model, choices, str(error))
+            if journal is not None:
+                journal.forget()
+        except Exception as error:
+            if not should_reduce_batch_size(error):
+                raise
+            _require_restart(runner, f"memory does not suffice for --batch-size {batch_size}", batch_size > 1)
+            batch_size //= 2
+            clear_device_cache(garbage_collection=True)
 
-    @find_executable_batch_size(starting_batch_size=choices.recipe.batch_size)  # type: ignore[untyped-decorator]
-    def run(batch_size: int) -> Any:
-        runner = Runner(model, walking[-1], choices, device, journal)
-        return runner.store, runner.prune(rows, batch_size)
 
-    try:
-        store, reports = run()
-    except OutOfOrder as error:
-        walking.append(plan.as_one_block(model, choices, str(error)))
-        if journal is not None:
-            journal.forget()
-        store, reports = run()
-    return walking[-1], store, reports
+def _require_restart(runner: Any, reason: str, possible: bool = True) -> None:
+    if not possible or runner.modified or distributed.world_size() > 1:
+        raise CrepeError(f"{reason}: start again with a smaller --batch-size or --seqlen")
 
 
 def _result(output: str | None, plan: Plan, reports: dict[str, TensorReport], started: float, source: str) -> Result:
     total = sum(report.total for report in reports.values())
     zeros = sum(report.zeros for report in reports.values())
+    unseen = [name for name, report in reports.items() if not report.tokens and "[" not in name]
+    notes = list(plan.notes)
+    if unseen and any(report.tokens for report in reports.values()):
+        notes.append(f"{len(unseen)} matrices saw no input and were scored by their weights alone, such as {unseen[0]}")
     skipped = [{"name": s.name, "shape": list(s.shape), "reason": s.reason} for s in plan.skipped]
-    return Result(
-        output, zeros / total, time.perf_counter() - started, peak_memory(), skipped, source, reports, plan.notes
-    )
+    return Result(output, zeros / total, time.perf_counter() - started, peak_memory(), skipped, source, reports, notes)
 
 
 def peak_memory() -> int:
@@ -309,15 +382,24 @@ def _write(
     result: Result,
     fingerprint: dict[str, Any],
 ) -> None:
-    from crepe.checkpoint.manifest import manifest
     from crepe.checkpoint.write import assemble, combine_masks, publish
-    from crepe.report.folder import write_report
 
     final = assemble(journal.folder, model, plan.blocks, store)
     tokenizer.save_pretrained(final)
     if choices.recipe.save_masks:
         combine_masks(journal.folder, len(plan.blocks), reports, final / "masks.safetensors")
+    _describe(final, choices, source, rows, result, fingerprint)
+    # A resumed run replaces what it was started to replace.
+    publish(final, Path(str(result.output)), choices.recipe.overwrite or choices.recipe.resume)
+
+
+def _describe(
+    final: Path, choices: Choices, source: Source, rows: Tensor | None, result: Result, fingerprint: dict[str, Any]
+) -> None:
+    """crepe.json, card and report."""
+    from crepe.checkpoint.manifest import manifest
+    from crepe.report.folder import write_report
+
     content = manifest(choices, source, rows, result, fingerprint)
     (final / "crepe.json").write_text(json.dumps(content, indent=2) + "\n")
     write_report(final)
-    publish(final, Path(str(result.output)), choices.recipe.overwrite)

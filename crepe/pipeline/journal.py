@@ -24,6 +24,11 @@ def work_folder(output: Path) -> Path:
     return output.with_name(output.name + ".partial")
 
 
+def is_started(output: Path) -> bool:
+    """Whether there is an unfinished run for this output."""
+    return (work_folder(output) / "journal.jsonl").is_file()
+
+
 class Journal:
     """Finished blocks of one run. `lines` maps block names to what was recorded of them."""
 
@@ -42,6 +47,10 @@ class Journal:
         folder = work_folder(output)
         if folder.exists() and resume:
             return cls._reopen(folder, fingerprint)
+        if folder.exists() and any(folder.iterdir()) and not is_started(output):
+            raise CrepeError(
+                f"{folder} exists and is no unfinished run of crepe: move it away, or choose another --output"
+            )
         if folder.exists() and not overwrite:
             raise CrepeError(f"{folder} holds an unfinished run: --resume goes on with it, --overwrite starts again")
         shutil.rmtree(folder, ignore_errors=True)

@@ -61,9 +61,16 @@ def make_plan(model: Any, choices: Choices) -> Plan:
 def _plan_over(model: Any, choices: Choices, found: list[Block], why_not: str) -> Plan:
     recipe = choices.recipe
     blocks = found or [Block("", model)]
+    if not found:
+        # Outside the repeated blocks only what is asked for is pruned, also where the model is walked as one.
+        repeated = find_blocks(model)
+        kept_out = {s.name: "outside the repeated blocks" for s in outside(model, repeated)} if repeated else {}
+        kept_out = {name: why for name, why in kept_out.items() if not matches(name, recipe.include)}
+    else:
+        kept_out = {}
     head = model.get_output_embeddings()
     tied = getattr(model, "all_tied_weights_keys", None) or {}
-    inventories = [inventory(block, head, recipe.include, recipe.exclude, tied) for block in blocks]
+    inventories = [inventory(block, head, recipe.include, recipe.exclude, tied, kept_out) for block in blocks]
     notes = [] if found else [f"{why_not}: one full forward with the whole model in memory"]
     plan = Plan(blocks, inventories, outside(model, found) if found else [], [*notes, *_unread(inventories)])
     if not found and recipe.pipeline == "sequential":

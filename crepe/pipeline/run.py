@@ -34,9 +34,12 @@ class Runner:
         self.device = device
         self.journal = journal
         self.sequential = choices.recipe.pipeline == "sequential"
-        self.finished = journal is not None and len(journal.lines) == len(plan.blocks)
+        self.finished = journal is not None and all(block.name in journal.lines for block in plan.blocks)
         self.store = take_over(model, plan.blocks, device)
         self.reports: dict[str, TensorReport] = {}
+        # Weights that came from disk can be read again; those of a model in memory are gone once they are pruned.
+        self.in_memory = not any(parameter.is_meta for parameter in model.parameters())
+        self.modified = False
 
     def prune(self, rows: Tensor | None, batch_size: int) -> dict[str, TensorReport]:
         """Prune every block, in order; reports by view name.
@@ -70,6 +73,7 @@ class Runner:
             return
         views = self.plan.inventories[index].views
         sums = self._collect(index, block, walk) if known is None else known
+        self.modified = self.in_memory
         reports, masks = prune_views(views, sums, sparsities, self.choices)
         if self.sequential and not walk.is_last(block):
             walk.advance(block)

@@ -33,11 +33,14 @@ def page(manifest: dict[str, Any], evaluation: dict[str, Any] | None) -> str:
 
 
 def _before_after(evaluation: dict[str, Any] | None) -> str:
-    from crepe.checkpoint.card import comparison
+    from crepe.checkpoint.card import comparison, task_results
 
     if not evaluation:
         return "<p>No evaluation yet: <code>crepe eval FOLDER --reference BASE_MODEL --save</code> adds it.</p>"
-    return "<h2>Before and after</h2>" + _table(("", "dense", "pruned"), comparison(evaluation))
+    tables = _table(("", "dense", "pruned"), comparison(evaluation))
+    if task_results(evaluation):
+        tables += _table(("lm-eval", "pruned"), task_results(evaluation))
+    return "<h2>Before and after</h2>" + tables
 
 
 def _block_plots(tensors: dict[str, Any]) -> list[str]:

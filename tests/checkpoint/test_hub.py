@@ -55,7 +55,7 @@ def test_push_is_private_complete_and_never_overwrites(hub: tuple[Hub, str], out
     assert "hf_test" not in done.stdout + done.stderr
 
     again = _push(url, str(output), "owner/tiny-pruned")
-    assert again.returncode == 1 and "already has a model" in again.stderr and "--create-pr" in again.stderr
+    assert again.returncode == 1 and "already has files" in again.stderr and "--create-pr" in again.stderr
 
     before = dict(repository["files"])
     proposed = _push(url, str(output), "owner/tiny-pruned", "--create-pr")

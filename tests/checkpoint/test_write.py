@@ -40,7 +40,7 @@ def test_a_large_model_keeps_a_file_per_block(
     folder = tiny_folder()
     fields = {"calibration": text_file, "samples": 4, "seqlen": 16}
     crepe.prune(folder, tmp_path / "one", **fields)
-    monkeypatch.setattr(write, "_ONE_FILE", 1)
+    monkeypatch.setattr(write, "ONE_FILE", 1)
     monkeypatch.setattr(write, "_ALONE", 1000)
     crepe.prune(folder, tmp_path / "many", **fields)
     names = sorted(p.name for p in (tmp_path / "many").glob("*.safetensors"))
@@ -75,6 +75,8 @@ def test_card_and_report(tiny_folder: Callable[..., str], text_file: str, tmp_pa
     card, report = (output / "README.md").read_text(), (output / "report.html").read_text()
     assert "Not measured yet" not in card and "KL divergence" in card and "token perplexity" in card
     assert "<svg" in report and "KL divergence" in report and "http-equiv" not in report
+    for file in ("README.md", "report.html", "evaluation.json"):
+        assert str(tmp_path) not in (output / file).read_text(), file
     assert "src=" not in report and "<link" not in report  # self-contained
 
 

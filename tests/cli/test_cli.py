@@ -118,6 +118,12 @@ def test_recipe_files_and_precedence(
         (["--model", "FOLDER", "--pattern", "3:5"], 1, "its 32 inputs are no multiple of 5; choose another pattern"),
         (["--model", "FOLDER", "--calibration", "absent.txt"], 1, "no text file at 'absent.txt'"),
         (["--model", "FOLDER", "--samples", "4000"], 1, "4000 are asked for"),
+        (["--model", "FOLDER", "--seqlen", "65"], 1, "seqlen 65 is more than the 64 tokens"),
+        (
+            ["--model", "FOLDER", "--calibration", "self", "--seqlen", "2", "--weights", "absent.safetensors"],
+            1,
+            "absent",
+        ),
         ([], 2, "no model: give --model"),
     ],
 )
@@ -134,9 +140,11 @@ def test_bad_input_is_one_line(
     words = [folder if word == "FOLDER" else word for word in arguments]
     if "--calibration" not in words:
         words += ["--calibration", text_file]
+    if "--seqlen" not in words and "--recipe" not in words:
+        words += ["--seqlen", "16"]
     line = _fails(capsys, code, "prune", "--output", str(tmp_path / "out"), *words)
     assert message in line
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
 
 
 @pytest.mark.parametrize(
@@ -206,13 +214,17 @@ def test_broken_models_are_one_line(
     arguments = ["prune", "--model", folder, "--output", str(tmp_path / "out"), "--calibration", text_file, *ROWS]
     assert message in _fails(capsys, 1, *arguments)
     assert not (tmp_path / "out").exists()
+    # The first block may be finished before a broken weight of the second is met; nothing else is left behind.
+    assert (tmp_path / "out.partial").exists() == (kind in ("nan", "inf", "shape"))
 
 
 def test_an_unwritable_place(
     tiny_folder: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")
-    line = _fails(capsys, 1, "prune", "--model", tiny_folder(), "--output", str(tmp_path / "file" / "out"))
+    line = _fails(
+        capsys, 1, "prune", "--model", tiny_folder(), "--seqlen", "16", "--output", str(tmp_path / "file" / "out")
+    )
     assert "cannot write below" in line
 
 

@@ -66,6 +66,9 @@ def test_local_lm_eval_task(tiny_folder: Callable[..., str], text_file: str, tmp
     options = {"data": text_file, "seqlen": 32, "max_windows": 1, "include_path": str(tmp_path / "tasks")}
     found = crepe.evaluate(tiny_folder(), tasks=["local_text"], **options)
     assert found["tasks"]["results"]["local_text"]["word_perplexity,none"] > 1
+    del options["data"]
+    without = crepe.evaluate(tiny_folder(), tasks=["local_text"], **{**options, "seqlen": 32})
+    assert without["token_perplexity"] is None and without["tasks"]["results"] == found["tasks"]["results"]
     with pytest.raises(UsageError, match="unknown lm-eval task 'nothing'"):
         crepe.evaluate(tiny_folder(), tasks=["nothing"], **options)
 

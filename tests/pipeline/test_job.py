@@ -218,11 +218,89 @@ def test_memory_that_does_not_suffice_makes_the_batch_smaller() -> None:
     assert sizes[0] == 8 and sizes[-1] == 2 and sizes == sorted(sizes, reverse=True)
 
 
+def _fail_at_block(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The first time this block is reached memory does not suffice."""
+    from crepe.pipeline import run
+
+    original, failed = run.Runner._collect, []
+
+    def collect(self: Any, index: int, block: Any, walk: Any) -> Any:
+        if block.name == name and not failed:
+            failed.append(name)
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return original(self, index, block, walk)
+
+    monkeypatch.setattr(run.Runner, "_collect", collect)
+
+
+def test_memory_that_ends_in_the_middle(
+    tiny_folder: Callable[..., str], text_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny_folder()
+    _prune(folder, tmp_path / "whole", text_file, batch_size=1)
+    _fail_at_block(monkeypatch, "model.layers.1")
+    _prune(folder, tmp_path / "again", text_file, batch_size=2)
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "again")]
+    assert weights[0] == weights[1]
+    _fail_at_block(monkeypatch, "model.layers.1")
+    with pytest.raises(CrepeError, match=r"memory does not suffice for --batch-size 8.*smaller"):
+        crepe.prune(tiny_model("llama"), rows=torch.randint(3, 128, (8, 16)))
+
+
+def test_folders_that_are_not_ours_are_left_alone(
+    tiny_folder: Callable[..., str], text_file: str, tmp_path: Path
+) -> None:
+    folder = tiny_folder()
+    for output in (folder, str(tmp_path)):
+        with pytest.raises(UsageError, match="holds the model itself"):
+            _prune(folder, Path(output), text_file, overwrite=True)
+    for name in ("out.old", "out2.partial", "foreign"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine.txt").write_text("mine")
+    _prune(folder, tmp_path / "out", text_file)
+    with pytest.raises(CrepeError, match="no unfinished run of crepe"):
+        _prune(folder, tmp_path / "out2", text_file, overwrite=True)
+    with pytest.raises(UsageError, match="is no output of crepe"):
+        _prune(folder, tmp_path / "foreign", text_file, overwrite=True)
+    assert all((tmp_path / name / "mine.txt").is_file() for name in ("out.old", "out2.partial", "foreign"))
+    assert (Path(folder) / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("moment", ["recording", "publishing"])
+def test_a_killed_overwrite_goes_on_with_resume_alone(
+    moment: str, tiny_folder: Callable[..., str], text_file: str, tmp_path: Path
+) -> None:
+    folder, output = tiny_folder(), tmp_path / "out"
+    _prune(folder, tmp_path / "whole", text_file, pattern="2:4")
+    _prune(folder, output, text_file)
+    with pytest.MonkeyPatch.context() as patch:
+        if moment == "recording":
+            _kill_after(patch, 1)
+        else:
+            patch.setattr("crepe.checkpoint.write.os.rename", _raise_killed)
+        with pytest.raises(_Killed):
+            _prune(folder, output, text_file, pattern="2:4", overwrite=True)
+    _prune(folder, output, text_file, pattern="2:4", resume=True)
+    assert _files(output) == _files(tmp_path / "whole")
+
+
+def _raise_killed(*args: Any) -> None:
+    raise _Killed
+
+
+def test_masks_of_blocks_that_are_left_out(tiny_folder: Callable[..., str], text_file: str, tmp_path: Path) -> None:
+    from crepe.masks import MaskSet
+
+    _prune(tiny_folder(), tmp_path / "out", text_file, save_masks=True, exclude="model.layers.0.*")
+    masks = MaskSet.load(tmp_path / "out" / "masks.safetensors")
+    assert len(masks) == 14 and masks.sparsity == 0.5
+
+
 def test_a_model_in_memory_is_pruned_in_place(tmp_path: Path) -> None:
     model = tiny_model("llama")
     result = crepe.prune(model, tmp_path / "out", rows=torch.randint(3, 128, (4, 16)), pattern="2:4")
     assert result.model is model and result.sparsity == 0.5
-    assert (tmp_path / "out" / "model.safetensors").is_file()
+    assert {"model.safetensors", "crepe.json", "README.md", "report.html"} <= set(os.listdir(tmp_path / "out"))
     with pytest.raises(UsageError, match="needs tokenizer="):
         crepe.prune(model)
 
