@@ -9,7 +9,7 @@ SOURCES := $(shell git ls-files crepe eval search kernels configs pyproject.toml
 
 demo: .venv/demo/ready
 	rm -rf $(OUTPUT).partial
-	.venv/demo/bin/crepe prune --model llama --samples 16 --output $(OUTPUT) --overwrite
+	.venv/demo/bin/crepe prune --model llama --samples 16 --seqlen 256 --output $(OUTPUT) --overwrite
 	.venv/demo/bin/crepe eval $(OUTPUT) --reference llama --data $(DATA) --seqlen 512 --max-windows 24 --save \
 	  || .venv/demo/bin/crepe eval $(OUTPUT) --reference llama --data self --seqlen 512 --max-windows 8 --save
 	@echo "report: $(OUTPUT)/report.html"
