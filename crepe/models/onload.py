@@ -8,7 +8,7 @@ of once per call, so its hooks are taken off and its tensors come and go here.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -75,6 +75,15 @@ def onloaded(block: Block, store: WeightStore, device: torch.device) -> Iterator
         for (_, module, attribute), origin in origins.items():
             tensor = getattr(module, attribute)
             _place(module, attribute, tensor.to(origin) if tensor.device != origin else tensor)
+        _return_freed_memory()
+
+
+def _return_freed_memory() -> None:
+    """Give what a block has freed back to the system: glibc keeps pieces below 32 MB, and they add up over blocks."""
+    import ctypes
+
+    with suppress(OSError, AttributeError):  # another C library keeps its own house
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _origins(module: nn.Module) -> dict[tuple[str, nn.Module, str], torch.device]:
