@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from crepe.errors import CrepeError, UsageError
     from crepe.eval.evaluate import evaluate
     from crepe.pipeline.job import Result, prune
+    from crepe.search.find import find_coefficients
 
 _PLACES = {
     "CrepeError": "crepe.errors",
     "Result": "crepe.pipeline.job",
     "UsageError": "crepe.errors",
     "evaluate": "crepe.eval.evaluate",
+    "find_coefficients": "crepe.search.find",
     "load": "crepe.checkpoint.read",
     "prune": "crepe.pipeline.job",
     "push": "crepe.checkpoint.hub",
@@ -32,7 +34,7 @@ _PLACES = {
 if not os.path.isdir(os.path.join(__path__[0], "configs")):
     __path__.append(os.path.dirname(__path__[0]))
 
-__all__ = ["CrepeError", "Result", "UsageError", "evaluate", "load", "prune", "push"]
+__all__ = ["CrepeError", "Result", "UsageError", "evaluate", "find_coefficients", "load", "prune", "push"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -205,5 +206,11 @@ def _coefficients(recipe: Recipe, sparsity: float) -> Any:
     from crepe.criteria.defaults import default_coefficients
 
     if recipe.coefficients:
-        return Coefficients.load(recipe.coefficients)
+        found = Coefficients.load(recipe.coefficients)
+        made_for = found.origin.get("pattern", recipe.pattern)
+        if made_for != recipe.pattern:
+            logging.getLogger("crepe").warning(
+                "%s was found for pattern %s; it is used for %s", recipe.coefficients, made_for, recipe.pattern
+            )
+        return found
     return default_coefficients(recipe.pattern, sparsity)

@@ -43,11 +43,10 @@ def evaluate(
     Raises:
         CrepeError: a model or text that cannot be read, a text shorter than a window. UsageError: wrong words.
     """
-    from crepe.checkpoint.manifest import published
+    from crepe.checkpoint.manifest import published, read_manifest
     from crepe.checkpoint.read import load
     from crepe.eval.tasks import check_tasks, run_tasks
     from crepe.models.load import require_length
-    from crepe.report.folder import read_manifest
 
     if seqlen < 2 or (max_windows is not None and max_windows < 1):
         raise UsageError(f"seqlen = {seqlen}, windows = {max_windows}: at least 2 tokens and 1 window are needed")

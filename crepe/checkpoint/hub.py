@@ -30,7 +30,7 @@ def push(
         UsageError: repo_id is not `owner/name`. CrepeError: the folder is no output of crepe, the repository
             already has a model and create_pr is off, or the Hub refuses.
     """
-    from crepe.report.folder import read_manifest
+    from crepe.checkpoint.manifest import read_manifest
 
     folder = Path(folder)
     read_manifest(folder)

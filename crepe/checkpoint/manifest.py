@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from crepe.errors import CrepeError
 from crepe.models.resolve import Source
 from crepe.recipe import Choices
 
@@ -44,9 +47,7 @@ def manifest(
 
 
 def _coefficients(choices: Choices) -> dict[str, Any] | None:
-    from dataclasses import asdict
-
-    return asdict(choices.coefficients) if choices.recipe.method == "crepe" else None
+    return choices.coefficients.to_dict() if choices.recipe.method == "crepe" else None
 
 
 def _calibration(choices: Choices, rows: Tensor | None) -> dict[str, Any] | None:
@@ -75,3 +76,12 @@ def package_version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """crepe.json of an output folder. Raises CrepeError where there is none."""
+    try:
+        content: dict[str, Any] = json.loads((folder / "crepe.json").read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise CrepeError(f"{folder} is no output of crepe prune: crepe.json is missing or broken ({error})") from error
+    return content

@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from crepe.errors import CrepeError, UsageError, unknown
 
 FORMS = ("context", "product", "relative")
+# Kinds of matrices that may have coefficients of their own.
+KINDS = ("attention", "mlp")
 # What a coefficient file may say about its origin; kept, never used in a score.
-ORIGIN_KEYS = ("model", "pattern", "sparsity", "proxy", "trials", "seed", "versions", "note")
+ORIGIN_KEYS = (
+    "model",
+    "pattern",
+    "sparsity",
+    "proxy",
+    "value",
+    "sampler",
+    "trials",
+    "seed",
+    "calibration",
+    "versions",
+    "note",
+)
 
 
 @dataclass(frozen=True)
 class Coefficients:
-    """Weights of the three terms, the neighbourhood's form and size, and the exponent of the activation norm."""
+    """Weights of the three terms, the neighbourhood's form and size, and the exponent of the activation norm.
+
+    groups: coefficients for kinds of matrices (see KINDS) that have their own.
+    """
 
     row: float = 1.0
     column: float = 1.0
@@ -24,6 +41,7 @@ class Coefficients:
     form: str = "context"
     kernel: int = 3
     activation: float = 0.5
+    groups: dict[str, Coefficients] = field(default_factory=dict)
     origin: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
@@ -37,12 +55,20 @@ class Coefficients:
         if not self.row + self.column + self.neighbourhood > 0:
             raise UsageError("all coefficients are 0: at least one of row, column, neighbourhood must be positive")
 
+    def of(self, kind: str) -> Coefficients:
+        """The coefficients for matrices of `kind`."""
+        return self.groups.get(kind, self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a coefficient file holds: the numbers, those of groups, and the origin, each where there is one."""
+        content = {name: getattr(self, name) for name in _TYPES}
+        groups = {name: found.to_dict() for name, found in self.groups.items()}
+        return {**content, **({"groups": groups} if groups else {}), **self.origin}
+
     def save(self, path: str | Path) -> None:
         import yaml
 
-        content = asdict(self)
-        content.update(content.pop("origin"))
-        Path(path).write_text(yaml.safe_dump(content, sort_keys=False))
+        Path(path).write_text(yaml.safe_dump(self.to_dict(), sort_keys=False))
 
     @classmethod
     def load(cls, path: str | Path) -> Coefficients:
@@ -55,28 +81,42 @@ class Coefficients:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any], source: str = "coefficients") -> Coefficients:
-        known = {f.name: f.type for f in fields(cls) if f.name != "origin"}
+        if not isinstance(content, dict):
+            raise UsageError(f"{source}: expected a YAML mapping of coefficients, found {type(content).__name__}")
         for key in content:
-            if key not in known and key not in ORIGIN_KEYS:
-                raise UsageError(f"{source}: {unknown('key', str(key), [*known, *ORIGIN_KEYS])}")
-        values = {key: content[key] for key in known if key in content}
+            if key not in _TYPES and key != "groups" and key not in ORIGIN_KEYS:
+                raise UsageError(f"{source}: {unknown('key', str(key), [*_TYPES, 'groups', *ORIGIN_KEYS])}")
         try:
-            numbers = {key: value if key == "form" else _NUMBER[known[key]](value) for key, value in values.items()}
+            numbers = {key: kind(content[key]) for key, kind in _TYPES.items() if key in content}
         except (TypeError, ValueError) as error:
             raise UsageError(f"{source}: coefficients must be numbers: {error}") from None
-        return cls(**numbers, origin={key: content[key] for key in ORIGIN_KEYS if key in content})
+        origin = {key: content[key] for key in ORIGIN_KEYS if key in content}
+        return cls(**numbers, groups=_groups(content.get("groups"), source), origin=origin)
 
 
-_NUMBER: dict[Any, type] = {"float": float, "int": int}
+_TYPES: dict[str, type] = {
+    "row": float,
+    "column": float,
+    "neighbourhood": float,
+    "form": str,
+    "kernel": int,
+    "activation": float,
+}
 
 
-def _read_yaml(path: str | Path) -> dict[str, Any]:
+def _groups(content: Any, source: str) -> dict[str, Coefficients]:
+    found = {}
+    for kind, values in (content or {}).items():
+        if kind not in KINDS:
+            raise UsageError(f"{source}: {unknown('kind of matrix', str(kind), KINDS)}")
+        found[kind] = Coefficients.from_dict(values, f"{source}, group {kind}")
+    return found
+
+
+def _read_yaml(path: str | Path) -> Any:
     import yaml
 
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        return yaml.safe_load(Path(path).read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise CrepeError(f"cannot read coefficients from {path}: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise UsageError(f"{path}: expected a YAML mapping of coefficients, found {type(content).__name__}")
-    return content

@@ -28,6 +28,11 @@ class View:
     expert: int | None = None
 
     @property
+    def kind(self) -> str:
+        """`attention` for a matrix inside a module that is called so; everything else counts as `mlp` (see KINDS)."""
+        return "attention" if "attn" in self.name or "attention" in self.name else "mlp"
+
+    @property
     def parameter(self) -> Tensor:
         found: Tensor = getattr(self.owner, self.attribute)
         return found

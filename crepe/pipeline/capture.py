@@ -33,47 +33,62 @@ _PRODUCTS: dict[Callable[..., Any], tuple[int, int]] = {
 _EITHER_WAY = {torch.matmul, torch.mm, Tensor.matmul, Tensor.__matmul__, Tensor.mm}
 
 
-class InputRecorder(TorchFunctionMode):
-    """Adds up channel statistics of the inputs of `views` while it is active. State only; the sums are pure."""
+class ProductObserver(TorchFunctionMode):
+    """Calls `observe(view, inputs, output)` for every product with one of `views` while it is active."""
 
     def __init__(self, views: Sequence[View]) -> None:
         super().__init__()
-        self.sums = {view.name: ChannelSums.empty(view.shape[1], view.parameter.device) for view in views}
         self._single = {view.matrix().data_ptr(): view for view in views}
         self._fused: dict[int, list[View]] = {}
         for view in views:
             if view.expert is not None:
                 self._fused.setdefault(view.parameter.data_ptr(), []).append(view)
-        self._last: tuple[Tensor, int, Tensor] | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
         if func in _PRODUCTS:
             first, second = _PRODUCTS[func]
             if len(args) > second and isinstance(args[second], Tensor):
-                self._record(args[first], args[second])
+                self._match(args[first], args[second], output)
                 if func in _EITHER_WAY and args[first].dim() == 2 and args[second].dim() >= 2:
-                    self._record(args[second].transpose(-1, -2), args[first])
-        return func(*args, **(kwargs or {}))
+                    self._match(args[second].transpose(-1, -2), args[first], output.transpose(-1, -2))
+        return output
 
-    def _record(self, inputs: Tensor, weight: Tensor) -> None:
+    def _match(self, inputs: Tensor, weight: Tensor, output: Tensor) -> None:
         address = weight.data_ptr()
         if weight.dim() == 3 and address in self._fused:
-            for view, expert_inputs in zip(self._fused[address], inputs, strict=True):
-                self._add(view, expert_inputs)
+            for view, *of_expert in zip(self._fused[address], inputs, output, strict=True):
+                self._observe(view, *of_expert)
         elif weight.dim() == 2 and address in self._single:
             view = self._single[address]
             if inputs.shape[-1] == view.shape[1]:
-                self._add(view, inputs)
+                self._observe(view, inputs, output)
 
-    def _add(self, view: View, inputs: Tensor) -> None:
+    def _observe(self, view: View, inputs: Tensor, output: Tensor) -> None:
         if inputs.numel():
-            self.sums[view.name].add(self._square_sum(inputs), inputs.numel() // inputs.shape[-1])
+            with torch._C.DisableTorchFunction():
+                self.observe(view, inputs, output)
+
+    def observe(self, view: View, inputs: Tensor, output: Tensor) -> None:
+        """inputs: (..., in), output: (..., out), not empty."""
+        raise NotImplementedError
+
+
+class InputRecorder(ProductObserver):
+    """Adds up channel statistics of the inputs of `views` while it is active. State only; the sums are pure."""
+
+    def __init__(self, views: Sequence[View]) -> None:
+        super().__init__(views)
+        self.sums = {view.name: ChannelSums.empty(view.shape[1], view.parameter.device) for view in views}
+        self._last: tuple[Tensor, int, Tensor] | None = None
+
+    def observe(self, view: View, inputs: Tensor, output: Tensor) -> None:
+        self.sums[view.name].add(self._square_sum(inputs), inputs.numel() // inputs.shape[-1])
 
     def _square_sum(self, inputs: Tensor) -> Tensor:
         """Query, key and value see the very same tensor: it is summed once."""
         if self._last and self._last[0] is inputs and self._last[1] == inputs._version:
             return self._last[2]
-        with torch._C.DisableTorchFunction():
-            result = channel_square_sum(inputs)
+        result = channel_square_sum(inputs)
         self._last = (inputs, inputs._version, result)
         return result

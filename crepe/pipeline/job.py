@@ -12,10 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crepe.calibration.rows import make_rows
+from crepe.checkpoint.manifest import manifest, read_manifest
+from crepe.checkpoint.write import assemble, combine_masks, publish
 from crepe.errors import CrepeError, UsageError
 from crepe.models.resolve import Source
 from crepe.pipeline import distributed
-from crepe.pipeline.journal import Journal, is_started, model_fingerprint, refuse_if_changed, work_folder
+from crepe.pipeline.fingerprint import refuse_if_changed, run_fingerprint
+from crepe.pipeline.journal import Journal, is_started, work_folder
+from crepe.pipeline.output import require_replaceable, require_room
 from crepe.pipeline.plan import Plan, make_plan
 from crepe.pipeline.prune import TensorReport
 from crepe.recipe import Choices, Recipe, build, choose
@@ -86,32 +91,33 @@ def find_model(recipe: Recipe, weights: bool = True) -> Source:
     return source
 
 
-def _prune_named(recipe: Recipe, choices: Choices, started: float) -> Result:
-    from crepe.models.gguf import reading_once
-    from crepe.models.load import load_tokenizer, open_model, parse_device, require_length, skeleton
+@dataclass
+class _Run:
+    """A run by name: what it was asked for and what it works on. model, tokenizer: where they are in memory already."""
 
-    device = parse_device(recipe.device)
-    source = find_model(recipe)
+    choices: Choices
+    source: Source
+    device: torch.device
+    fingerprint: dict[str, Any]
+    started: float
     model: Any = None
     tokenizer: Any = None
-    if source.gguf:
-        # The file comes into memory whole, so planning on its weights saves reading it twice.
-        with reading_once():
-            model = open_model(source, recipe.dtype, None, recipe.trust_remote_code, recipe.weights)
-            tokenizer = load_tokenizer(source, recipe.trust_remote_code)
-    planned_on = model or skeleton(source, recipe.dtype, recipe.trust_remote_code)
-    make_plan(planned_on, choices)
-    require_length(planned_on.config, recipe.seqlen)
-    output = Path(str(recipe.output))
-    fingerprint = _fingerprint(recipe, source, device)
-    if output.exists():
-        _require_replaceable(output, source)
-        if not recipe.overwrite and not (recipe.resume and is_started(output)):
-            return _already_there(output, recipe, fingerprint)
-    _require_room(output, source)
-    journal = _open_journal(output, fingerprint, recipe)
+
+    @property
+    def output(self) -> Path:
+        return Path(str(self.choices.recipe.output))
+
+
+def _prune_named(recipe: Recipe, choices: Choices, started: float) -> Result:
+    run = _prepared(recipe, choices, started)
+    if run.output.exists():
+        require_replaceable(run.output, run.source)
+        if not recipe.overwrite and not (recipe.resume and is_started(run.output)):
+            return _already_there(run)
+    require_room(run.output, run.source)
+    journal = _open_journal(run)
     try:
-        return _run(recipe, choices, source, device, journal, model, tokenizer, fingerprint, started)
+        return _from_journal(run, journal)
     except CrepeError:
         # What failed before the first block was finished leaves nothing behind that a next try would stumble over.
         if distributed.is_main() and not journal.lines:
@@ -119,29 +125,45 @@ def _prune_named(recipe: Recipe, choices: Choices, started: float) -> Result:
         raise
 
 
-def _run(
-    recipe: Recipe,
-    choices: Choices,
-    source: Source,
-    device: torch.device,
-    journal: Journal,
-    model: Any,
-    tokenizer: Any,
-    fingerprint: dict[str, Any],
-    started: float,
-) -> Result:
-    """From an open journal to a published folder; model and tokenizer are given where they are in memory already."""
+def _prepared(recipe: Recipe, choices: Choices, started: float) -> _Run:
+    """Everything that can be checked before the output is touched."""
+    from crepe.models.gguf import reading_once
+    from crepe.models.load import load_tokenizer, open_model, parse_device, require_length, skeleton
+
+    device = parse_device(recipe.device)
+    source = find_model(recipe)
+    run = _Run(choices, source, device, run_fingerprint(recipe, source, device), started)
+    if source.gguf:
+        # The file comes into memory whole, so planning on its weights saves reading it twice.
+        with reading_once():
+            run.model = open_model(source, recipe.dtype, None, recipe.trust_remote_code, recipe.weights)
+            run.tokenizer = load_tokenizer(source, recipe.trust_remote_code)
+    planned_on = run.model or skeleton(source, recipe.dtype, recipe.trust_remote_code)
+    make_plan(planned_on, choices)
+    require_length(planned_on.config, recipe.seqlen)
+    return run
+
+
+def _from_journal(run: _Run, journal: Journal) -> Result:
+    """From an open journal to a published folder."""
     from crepe.models.load import load_tokenizer, open_model
 
-    tokenizer = tokenizer or load_tokenizer(source, recipe.trust_remote_code)
-    rows = _rows(choices, source, tokenizer, journal.folder, model) if _needs_rows(choices) else None
-    if model is None:
+    recipe = run.choices.recipe
+    run.tokenizer = run.tokenizer or load_tokenizer(run.source, recipe.trust_remote_code)
+    rows = _rows(run, journal.folder) if _needs_rows(run.choices) else None
+    if run.model is None:
         offload = journal.folder / f"offload-{distributed.rank()}"
-        model = open_model(source, recipe.dtype, offload, recipe.trust_remote_code, recipe.weights)
-    plan, store, reports = _walk(model, choices, device, journal, rows)
-    result = _result(str(recipe.output), plan, reports, started, str(source))
+        run.model = open_model(run.source, recipe.dtype, offload, recipe.trust_remote_code, recipe.weights)
+    plan, store, reports = _walk(run.model, run.choices, run.device, journal, rows)
+    result = _result(str(run.output), plan, reports, run.started, str(run.source))
     if distributed.is_main():
-        _write(journal, model, plan, store, reports, tokenizer, source, rows, choices, result, fingerprint)
+        final = assemble(journal.folder, run.model, plan.blocks, store)
+        run.tokenizer.save_pretrained(final)
+        if recipe.save_masks:
+            combine_masks(journal.folder, len(plan.blocks), reports, final / "masks.safetensors")
+        _describe(final, run.choices, run.source, rows, result, run.fingerprint)
+        # A resumed run replaces what it was started to replace.
+        publish(final, run.output, recipe.overwrite or recipe.resume)
     distributed.wait()
     return result
 
@@ -156,9 +178,9 @@ def _prune_object(model: Any, tokenizer: Any, output: Any, fields: dict[str, Any
     if rows is None and _needs_rows(choices):
         if tokenizer is None:
             raise UsageError("a model in memory needs tokenizer=, or rows= with calibration tokens (samples, seqlen)")
-        rows = _make_rows(choices, tokenizer, lambda: model)
+        rows = make_rows(recipe, tokenizer, lambda: model)
     if output is not None and Path(output).exists():
-        _require_replaceable(Path(output), Source("", "", Path(recipe.model)))
+        require_replaceable(Path(output), Source("", "", Path(recipe.model)))
         if not recipe.overwrite:
             raise CrepeError(f"{output} exists: choose another folder, or overwrite=True")
     use_eager_experts(model)
@@ -177,8 +199,6 @@ def _save_object(
     model: Any, tokenizer: Any, output: Path, choices: Choices, rows: Tensor | None, result: Result
 ) -> None:
     """The folder of a model that was pruned in memory, complete as that of a model by name."""
-    from crepe.checkpoint.write import publish
-
     final = work_folder(output) / "final"
     shutil.rmtree(final.parent, ignore_errors=True)
     model.save_pretrained(final)
@@ -193,76 +213,24 @@ def _needs_rows(choices: Choices) -> bool:
     return bool(choices.criterion.needs)
 
 
-def _already_there(output: Path, recipe: Recipe, fingerprint: dict[str, Any]) -> Result:
+def _already_there(run: _Run) -> Result:
     """A complete output: the answer to --resume when the kill came after the last step, an error otherwise."""
-    from crepe.report.folder import read_manifest
-
-    if not recipe.resume:
-        raise CrepeError(f"{output} exists: choose another --output, or replace it with --overwrite")
-    content = read_manifest(output)
-    refuse_if_changed(content.get("fingerprint", {}), fingerprint, output)
-    shutil.rmtree(work_folder(output), ignore_errors=True)
+    if not run.choices.recipe.resume:
+        raise CrepeError(f"{run.output} exists: choose another --output, or replace it with --overwrite")
+    content = read_manifest(run.output)
+    refuse_if_changed(content.get("fingerprint", {}), run.fingerprint, run.output)
+    shutil.rmtree(work_folder(run.output), ignore_errors=True)
     reports = {name: TensorReport(**about) for name, about in content["tensors"].items()}
     base = content["base_model"]["name"]
-    return Result(str(output), content["sparsity"], 0.0, 0, content["skipped"], base, reports, content["notes"])
+    return Result(str(run.output), content["sparsity"], 0.0, 0, content["skipped"], base, reports, content["notes"])
 
 
-def _require_replaceable(output: Path, source: Source) -> None:
-    """Raises UsageError where the output is, or holds, the model to prune, or is no output of crepe."""
-    place = output.resolve()
-    if source.folder.resolve() == place or place in source.folder.resolve().parents:
-        raise UsageError(f"--output {output} holds the model itself: choose another folder")
-    if not output.is_dir() or (any(output.iterdir()) and not (output / "crepe.json").is_file()):
-        raise UsageError(f"{output} exists and is no output of crepe: choose another --output")
+def _open_journal(run: _Run) -> Journal:
+    recipe = run.choices.recipe
 
-
-def _require_room(output: Path, source: Source) -> None:
-    from crepe.checkpoint.write import ONE_FILE
-
-    parent = output.absolute().parent
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(parent).free
-    except OSError as error:
-        raise CrepeError(f"cannot write below {parent}: {error}") from error
-    size = sum(file.stat().st_size for file in source.folder.glob("*.safetensors")) if not source.gguf else 0
-    written = sum(file.stat().st_size for file in work_folder(output).glob("block-*"))
-    # The blocks, and where they are joined into one file, that file beside them.
-    needed = size * (2 if size <= ONE_FILE else 1) - written
-    if free < needed:
-        raise CrepeError(
-            f"{parent} has {free >> 20} MiB free, the output needs about {needed >> 20} MiB: free some space"
-        )
-
-
-def _fingerprint(recipe: Recipe, source: Source, device: torch.device) -> dict[str, Any]:
-    """Everything that the bytes of the result depend on, as flat names that an error can print."""
-    import hashlib
-
-    from crepe.checkpoint.manifest import package_version, published
-
-    fields = {key: list(v) if isinstance(v, tuple) else published(v) for key, v in recipe.result_fields.items()}
-    given = {f"recipe.{key}": value for key, value in fields.items()}
-    for key in ("calibration", "coefficients", "weights"):
-        value = getattr(recipe, key)
-        path = Path(value or "").expanduser()
-        if path.is_file():
-            with path.open("rb") as file:
-                given[f"file.{key}"] = hashlib.file_digest(file, "sha256").hexdigest()
-    given["recipe.device"] = device.type
-    packages = {f"version.{name}": package_version(name) for name in ("torch", "transformers", "crepe-prune")}
-    return {
-        **given,
-        **packages,
-        "model": model_fingerprint(source.folder, source.gguf),
-        "ranks": distributed.world_size(),
-    }
-
-
-def _open_journal(output: Path, fingerprint: dict[str, Any], recipe: Recipe) -> Journal:
     def opened() -> Journal | CrepeError:
         try:
-            return Journal.open(output, fingerprint, recipe.resume, recipe.overwrite)
+            return Journal.open(run.output, run.fingerprint, recipe.resume, recipe.overwrite)
         except CrepeError as error:
             return error
 
@@ -273,42 +241,29 @@ def _open_journal(output: Path, fingerprint: dict[str, Any], recipe: Recipe) -> 
     return found
 
 
-def _rows(choices: Choices, source: Source, tokenizer: Any, work: Path, model: Any) -> Tensor:
+def _rows(run: _Run, work: Path) -> Tensor:
     """Calibration rows, made once and kept in the work folder, so that a resumed run sees the same."""
     from safetensors.torch import load_file
 
     from crepe.checkpoint.files import save_tensors
-    from crepe.models.load import open_model, parse_device
+    from crepe.models.load import open_model
 
-    recipe = choices.recipe
+    recipe = run.choices.recipe
     path = work / "calibration.safetensors"
+
+    def writer() -> Any:
+        opened = run.model or open_model(run.source, recipe.dtype, None, recipe.trust_remote_code, recipe.weights)
+        return opened.to(run.device)
 
     def made() -> Tensor:
         if path.is_file():
             kept: Tensor = load_file(path)["rows"]
             return kept
-
-        def writer() -> Any:
-            opened = model or open_model(source, recipe.dtype, None, recipe.trust_remote_code, recipe.weights)
-            return opened.to(parse_device(recipe.device))
-
-        rows = _make_rows(choices, tokenizer, writer)
+        rows = make_rows(recipe, run.tokenizer, writer)
         save_tensors(path, {"rows": rows})
         return rows
 
     return distributed.from_main(made() if distributed.is_main() else None)
-
-
-def _make_rows(choices: Choices, tokenizer: Any, open_writer: Any) -> Tensor:
-    from crepe.calibration.self_text import self_rows
-    from crepe.calibration.text import read_corpus
-    from crepe.calibration.tokens import packed_rows
-
-    recipe = choices.recipe
-    if recipe.calibration == "self":
-        return self_rows(open_writer(), tokenizer, recipe.samples, recipe.seqlen, recipe.seed)
-    corpus = read_corpus(recipe.calibration)
-    return packed_rows(tokenizer, corpus, recipe.samples, recipe.seqlen, recipe.seed)
 
 
 def _walk(
@@ -369,35 +324,10 @@ def peak_memory() -> int:
     return max(resident, torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0)
 
 
-def _write(
-    journal: Journal,
-    model: Any,
-    plan: Plan,
-    store: Any,
-    reports: dict[str, TensorReport],
-    tokenizer: Any,
-    source: Source,
-    rows: Tensor | None,
-    choices: Choices,
-    result: Result,
-    fingerprint: dict[str, Any],
-) -> None:
-    from crepe.checkpoint.write import assemble, combine_masks, publish
-
-    final = assemble(journal.folder, model, plan.blocks, store)
-    tokenizer.save_pretrained(final)
-    if choices.recipe.save_masks:
-        combine_masks(journal.folder, len(plan.blocks), reports, final / "masks.safetensors")
-    _describe(final, choices, source, rows, result, fingerprint)
-    # A resumed run replaces what it was started to replace.
-    publish(final, Path(str(result.output)), choices.recipe.overwrite or choices.recipe.resume)
-
-
 def _describe(
     final: Path, choices: Choices, source: Source, rows: Tensor | None, result: Result, fingerprint: dict[str, Any]
 ) -> None:
     """crepe.json, card and report."""
-    from crepe.checkpoint.manifest import manifest
     from crepe.report.folder import write_report
 
     content = manifest(choices, source, rows, result, fingerprint)

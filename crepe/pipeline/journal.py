@@ -7,7 +7,6 @@ called OUTPUT is always complete.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -17,7 +16,8 @@ from typing import Any
 from torch import Tensor
 
 from crepe.checkpoint.files import save_tensors
-from crepe.errors import CrepeError, UsageError
+from crepe.errors import CrepeError
+from crepe.pipeline.fingerprint import refuse_if_changed
 
 
 def work_folder(output: Path) -> Path:
@@ -112,36 +112,3 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return lines
-
-
-def refuse_if_changed(recorded: dict[str, Any], wanted: dict[str, Any], place: Path) -> None:
-    """Raises UsageError naming the first entry in which two fingerprints differ."""
-    for key in sorted(recorded.keys() | wanted.keys()):
-        if recorded.get(key) != wanted.get(key):
-            raise UsageError(
-                f"cannot resume {place}: {key} was {recorded.get(key)!r} and is now {wanted.get(key)!r}; "
-                "give the old value, or start again with --overwrite"
-            )
-
-
-def model_fingerprint(folder: Path, gguf: str | None) -> str:
-    """A digest of the model's files: names, sizes, headers and samples of the content, and config.json whole.
-
-    Samples instead of all bytes, because hashing a 140 GB model would take longer than pruning a small one.
-    """
-    digest = hashlib.sha256()
-    files = [folder / gguf] if gguf else sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
-    for path in [*files, folder / "config.json"]:
-        if path.is_file():
-            digest.update(f"{path.name}:{path.stat().st_size}".encode())
-            _sample(path, digest)
-    return digest.hexdigest()
-
-
-def _sample(path: Path, digest: Any, pieces: int = 256, size: int = 4096) -> None:
-    length = path.stat().st_size
-    with open(path, "rb") as file:
-        digest.update(file.read(65536))
-        for i in range(pieces):
-            file.seek(length * i // pieces)
-            digest.update(file.read(size))

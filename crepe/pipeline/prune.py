@@ -48,7 +48,8 @@ def scores(
 ) -> Iterator[tuple[View, Tensor]]:
     """The score of each view, (out, in) float32, one at a time."""
     for view in views:
-        yield view, score(choices.criterion, view.matrix(), statistics[view.name], choices.coefficients, view.name)
+        coefficients = choices.coefficients.of(view.kind)
+        yield view, score(choices.criterion, view.matrix(), statistics[view.name], coefficients, view.name)
 
 
 def prune_views(

@@ -122,13 +122,18 @@ class Walk:
                 else:
                     module.forward = original
 
-    def run(self, block: Block) -> Iterator[Any]:
-        """Outputs of `block` for every batch, lazily, one at a time."""
+    def calls(self, block: Block) -> Iterator[Call]:
+        """With what each batch has stopped at `block`."""
         for parent in self._parents:
             if parent.call is None or parent.call.block is not block.module:
                 raise OutOfOrder(block.name)
+            yield parent.call
+
+    def run(self, block: Block) -> Iterator[Any]:
+        """Outputs of `block` for every batch, lazily, one at a time."""
+        for call in self.calls(block):
             with torch.no_grad():
-                yield self._forwards[block.module](*parent.call.args, **parent.call.kwargs)
+                yield self._forwards[block.module](*call.args, **call.kwargs)
 
     def advance(self, block: Block) -> None:
         """Run `block` for every batch and pass each output on at once, so that only one is alive at a time.

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
-from crepe.errors import CrepeError
+from crepe.checkpoint.manifest import read_manifest
 
 
 def write_report(folder: Path) -> Path:
@@ -24,11 +23,3 @@ def write_report(folder: Path) -> Path:
     (folder / "README.md").write_text(card(manifest, evaluation))
     (folder / "report.html").write_text(page(manifest, evaluation))
     return folder / "report.html"
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads((folder / "crepe.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise CrepeError(f"{folder} is no output of crepe prune: crepe.json is missing or broken ({error})") from error
-    return content

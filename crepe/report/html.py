@@ -28,6 +28,11 @@ def page(manifest: dict[str, Any], evaluation: dict[str, Any] | None) -> str:
         _skipped_table(manifest["skipped"]),
         _versions(manifest["versions"]),
     ]
+    return document(title, parts)
+
+
+def document(title: str, parts: list[str]) -> str:
+    """A self-contained page of HTML parts."""
     head = f"<meta charset='utf-8'><title>{html.escape(title)}</title><style>{_STYLE}</style>"
     return f"<!doctype html><html lang='en'><head>{head}</head><body>{''.join(parts)}</body></html>\n"
 
@@ -37,9 +42,9 @@ def _before_after(evaluation: dict[str, Any] | None) -> str:
 
     if not evaluation:
         return "<p>No evaluation yet: <code>crepe eval FOLDER --reference BASE_MODEL --save</code> adds it.</p>"
-    tables = _table(("", "dense", "pruned"), comparison(evaluation))
+    tables = table(("", "dense", "pruned"), comparison(evaluation))
     if task_results(evaluation):
-        tables += _table(("lm-eval", "pruned"), task_results(evaluation))
+        tables += table(("lm-eval", "pruned"), task_results(evaluation))
     return "<h2>Before and after</h2>" + tables
 
 
@@ -69,21 +74,22 @@ def _tensor_table(tensors: dict[str, Any]) -> str:
         (n, " x ".join(map(str, t["shape"])), t["pattern"], f"{t['zeros'] / t['total']:.4%}", f"{t['error']:.4f}")
         for n, t in tensors.items()
     ]
-    table = _table(("tensor", "shape", "pattern", "zeros", "error"), rows)
-    return f"<details><summary>All {len(rows)} pruned tensors</summary>{table}</details>"
+    found = table(("tensor", "shape", "pattern", "zeros", "error"), rows)
+    return f"<details><summary>All {len(rows)} pruned tensors</summary>{found}</details>"
 
 
 def _skipped_table(skipped: list[dict[str, Any]]) -> str:
     rows = [(s["name"], " x ".join(map(str, s["shape"])), s["reason"]) for s in skipped]
-    table = _table(("tensor", "shape", "reason"), rows)
-    return f"<details><summary>{len(rows)} tensors that stay dense</summary>{table}</details>"
+    found = table(("tensor", "shape", "reason"), rows)
+    return f"<details><summary>{len(rows)} tensors that stay dense</summary>{found}</details>"
 
 
 def _versions(versions: dict[str, Any]) -> str:
     return f"<p>{html.escape(', '.join(f'{name} {v}' for name, v in versions.items()))}</p>"
 
 
-def _table(header: tuple[str, ...], rows: list[Any]) -> str:
+def table(header: tuple[str, ...], rows: list[Any]) -> str:
+    """An HTML table; every cell is escaped."""
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table><tr>{head}</tr>{body}</table>"

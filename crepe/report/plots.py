@@ -23,6 +23,25 @@ def bars(names: Sequence[str], values: Sequence[float], label: str, limit: float
     return _svg(FigureCanvasSVG(figure))
 
 
+def scatter(
+    series: Sequence[tuple[Sequence[float], Sequence[float], str]], x_label: str, y_label: str, log_y: bool = False
+) -> str:
+    """Points of several series (x, y, name) on common axes."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    for i, (x, y, name) in enumerate(series):
+        axes.scatter(x, y, s=12, color=_COLOURS[i % len(_COLOURS)], label=name)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.set_yscale("log" if log_y else "linear")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return _svg(FigureCanvasSVG(figure))
+
+
 def _tick(axes: object, names: Sequence[str]) -> None:
     step = max(1, len(names) // 40)
     positions = list(range(0, len(names), step))

@@ -12,7 +12,7 @@ from crepe.errors import CrepeError, UsageError
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    wanted = Coefficients(0.7, 0.2, 0.1, "product", 5, 0.9, {"pattern": "2:4", "seed": 3})
+    wanted = Coefficients(0.7, 0.2, 0.1, "product", 5, 0.9, origin={"pattern": "2:4", "seed": 3})
     wanted.save(tmp_path / "c.yaml")
     found = Coefficients.load(tmp_path / "c.yaml")
     assert found == wanted and found.origin == wanted.origin

@@ -1,0 +1,38 @@
+"""Whether an output folder may be written: checked before anything is touched."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from crepe.errors import CrepeError, UsageError
+from crepe.models.resolve import Source
+from crepe.pipeline.journal import work_folder
+
+
+def require_replaceable(output: Path, source: Source) -> None:
+    """Raises UsageError where the output is, or holds, the model to prune, or is no output of crepe."""
+    place = output.resolve()
+    if source.folder.resolve() == place or place in source.folder.resolve().parents:
+        raise UsageError(f"--output {output} holds the model itself: choose another folder")
+    if not output.is_dir() or (any(output.iterdir()) and not (output / "crepe.json").is_file()):
+        raise UsageError(f"{output} exists and is no output of crepe: choose another --output")
+
+
+def require_room(output: Path, source: Source) -> None:
+    from crepe.checkpoint.write import ONE_FILE
+
+    parent = output.absolute().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(parent).free
+    except OSError as error:
+        raise CrepeError(f"cannot write below {parent}: {error}") from error
+    size = sum(file.stat().st_size for file in source.folder.glob("*.safetensors")) if not source.gguf else 0
+    written = sum(file.stat().st_size for file in work_folder(output).glob("block-*"))
+    # The blocks, and where they are joined into one file, that file beside them.
+    needed = size * (2 if size <= ONE_FILE else 1) - written
+    if free < needed:
+        raise CrepeError(
+            f"{parent} has {free >> 20} MiB free, the output needs about {needed >> 20} MiB: free some space"
+        )

@@ -1,0 +1,66 @@
+"""The report of a search: history, importance of each coefficient, proxy against perplexity."""
+
+from __future__ import annotations
+
+import html
+from pathlib import Path
+from typing import Any
+
+from crepe.report.html import document, table
+from crepe.report.plots import bars, scatter
+
+
+def write_search_report(found: Any) -> Path:
+    """Write the report beside the coefficient file of a `crepe.search.find.Found`; returns its path."""
+    path = Path(found.output).with_suffix(".html")
+    path.write_text(_page(found))
+    return path
+
+
+def _page(found: Any) -> str:
+    content = found.coefficients.to_dict()
+    title = f"search: {content['pattern']}, {content['sparsity']:.0%} of {content['model']}"
+    rows = [(key, value) for key, value in content.items() if key != "versions"]
+    parts = [
+        f"<h1>{html.escape(title)}</h1>",
+        table(("", "found"), rows),
+        f"<p>Proxy of plain RIA: {found.reference:.6g}. Lower is better.</p>",
+        _history(found.study, content["proxy"]),
+        _importance(found.study),
+        _against_perplexity(found.checked, content["proxy"]),
+    ]
+    return document(title, parts)
+
+
+def _history(study: Any, proxy: str) -> str:
+    done = [t for t in study.trials if t.value is not None]
+    best, bests = done[0].value, []
+    for trial in done:
+        best = min(best, trial.value)
+        bests.append(best)
+    numbers = [t.number for t in done]
+    return "<h2>History</h2>" + scatter(
+        [(numbers, [t.value for t in done], "trial"), (numbers, bests, "best so far")], "trial", proxy
+    )
+
+
+def _importance(study: Any) -> str:
+    """Which parameters decide whether a point is among the best (PED-ANOVA, Watanabe et al. 2023)."""
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+
+    if len([t for t in study.trials if t.value is not None]) < 10:
+        return ""
+    found = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
+    return "<h2>Importance</h2>" + bars(list(found), list(found.values()), "importance (PED-ANOVA)")
+
+
+def _against_perplexity(checked: list[dict[str, float]], proxy: str) -> str:
+    if not checked:
+        return "<p>No perplexity was measured: <code>--check 20</code> does it for 20 trials.</p>"
+    trials = [c for c in checked if c["trial"] >= 0]
+    ria = [c for c in checked if c["trial"] < 0]
+    points = [
+        ([c["proxy"] for c in part], [c["perplexity"] for c in part], label)
+        for part, label in ((trials, "trials"), (ria, "plain RIA"))
+    ]
+    return "<h2>Proxy against perplexity on held-out rows</h2>" + scatter(points, proxy, "perplexity")

@@ -1,0 +1,84 @@
+"""What a search works on: a model in memory, its matrices, their statistics, and the pattern to be pruned to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crepe.criteria.coefficients import Coefficients
+from crepe.masks import apply_mask
+from crepe.models.views import View
+from crepe.pipeline.capture import InputRecorder
+from crepe.pipeline.plan import Plan, make_plan
+from crepe.pipeline.prune import scores, statistics_of
+from crepe.pipeline.walk import Walk
+from crepe.recipe import Choices
+from crepe.search.sampled import ENTRIES, Sample
+
+_BATCH = 8
+
+
+@dataclass
+class Subject:
+    """One model that proxies ask about coefficients.
+
+    statistics: of every view, from `rows`; rows, held: (count, seqlen) calibration tokens, and others that the
+    statistics have not seen; entries: weights per matrix on which sampled proxies work.
+    """
+
+    model: Any
+    plan: Plan
+    choices: Choices
+    kernels: Sequence[int]
+    statistics: dict[str, dict[str, Tensor]]
+    rows: Tensor
+    held: Tensor
+    seed: int = 0
+    entries: int = ENTRIES
+
+    @cached_property
+    def sample(self) -> Sample:
+        norms = {name: found["norm"] for name, found in self.statistics.items()}
+        return Sample(self.plan.views, norms, self.kernels, self.seed, self.entries)
+
+    @cached_property
+    def _dense(self) -> dict[str, Tensor]:
+        return {view.name: view.matrix().clone() for view in self.plan.views}
+
+    @contextmanager
+    def masked(self, coefficients: Coefficients, views: Sequence[View] | None = None) -> Iterator[None]:
+        """The model is pruned with `coefficients` inside (only `views`, where given) and dense again after."""
+        from dataclasses import replace
+
+        choices = replace(self.choices, coefficients=coefficients)
+        chosen = list(views or self.plan.views)
+        dense = self._dense
+        try:
+            for view, score in scores(chosen, self.statistics, choices):
+                kept = choices.pattern.select(score, choices.sparsity, choices.compare)
+                view.matrix().copy_(apply_mask(dense[view.name], kept))
+            yield
+        finally:
+            for view in chosen:
+                view.matrix().copy_(dense[view.name])
+
+
+def make_subject(
+    model: Any, choices: Choices, rows: Tensor, held: Tensor, kernels: Sequence[int], seed: int = 0
+) -> Subject:
+    """Statistics of one dense pass over `rows`; `model` is in memory, on the device where it stays."""
+    plan = make_plan(model, choices)
+    device = next(model.parameters()).device
+    rows, held = rows.to(device), held.to(device)
+    recorder = InputRecorder(plan.views)
+    walk = Walk(model, plan.blocks, list(rows.split(_BATCH)))
+    with walk.started(), recorder, torch.no_grad():
+        for block in plan.blocks:
+            walk.advance(block)
+    return Subject(model, plan, choices, kernels, statistics_of(plan.views, recorder.sums), rows, held, seed)
