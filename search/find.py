@@ -16,15 +16,13 @@ from crepe.errors import CrepeError, UsageError
 from crepe.recipe import Choices, Recipe, build, choose
 from crepe.search.space import Space
 
-# Rows that the statistics do not see, for the proxies that run the model: 16,384 tokens with rows of 512.
-_HELD = 32
-
 
 @dataclass(frozen=True)
 class Search:
     """How to search.
 
     patience: stop when so many trials in a row bring nothing better; check: how many trials to measure perplexity of.
+    held: calibration rows kept from the statistics, for proxies that run the model on them.
     """
 
     proxy: str = "fisher"
@@ -32,11 +30,12 @@ class Search:
     trials: int = 200
     patience: int | None = None
     check: int = 0
+    held: int = 32
     storage: str | None = None
     space: Space = field(default_factory=Space)
 
     def __post_init__(self) -> None:
-        for name in ("trials", "patience"):
+        for name in ("trials", "patience", "held"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UsageError(f"{name} = {getattr(self, name)}: it must be at least 1")
 
@@ -88,7 +87,7 @@ def search(model: Any = None, output: str | Path | None = None, **fields: Any) -
     if by_name:
         about, model, rows = _open(how, recipe)
     elif rows is None:
-        rows = _rows(recipe, model, tokenizer)
+        rows = _rows(how, recipe, model, tokenizer)
     found = _search(how, choices, model, rows, about)
     if output is not None:
         _write(found, Path(output))
@@ -141,7 +140,7 @@ def _open(how: Search, recipe: Recipe) -> tuple[dict[str, Any], Any, Tensor]:
         tokenizer = load_tokenizer(source, recipe.trust_remote_code)
         model = open_model(source, recipe.dtype, None, recipe.trust_remote_code, recipe.weights).to(device)
     require_length(model.config, recipe.seqlen)
-    return about, model, _rows(recipe, model, tokenizer)
+    return about, model, _rows(how, recipe, model, tokenizer)
 
 
 def _about(how: Search) -> dict[str, Any]:
@@ -152,12 +151,19 @@ def _about(how: Search) -> dict[str, Any]:
     return {"proxy": how.proxy, "sampler": how.sampler, **space, **versions}
 
 
-def _rows(recipe: Recipe, model: Any, tokenizer: Any) -> Tensor:
+def _held(how: Search) -> int:
+    """Rows to keep from the statistics: none where nothing runs the model on them."""
+    from crepe.search.proxies import get_proxy
+
+    return how.held if get_proxy(how.proxy).runs_model or how.check else 0
+
+
+def _rows(how: Search, recipe: Recipe, model: Any, tokenizer: Any) -> Tensor:
     from crepe.calibration.rows import make_rows
 
     if tokenizer is None:
         raise UsageError("a model in memory needs tokenizer=, or rows= with calibration tokens (samples, seqlen)")
-    return make_rows(replace(recipe, samples=recipe.samples + _HELD), tokenizer, lambda: model)
+    return make_rows(replace(recipe, samples=recipe.samples + _held(how)), tokenizer, lambda: model)
 
 
 def _open_study(how: Search, about: dict[str, Any]) -> Any:
@@ -174,7 +180,9 @@ def _search(how: Search, choices: Choices, model: Any, rows: Tensor, about: dict
     from crepe.search.subject import make_subject
 
     started = time.perf_counter()
-    kept = len(rows) - _HELD if len(rows) > _HELD else max(1, len(rows) * 3 // 4)
+    kept = len(rows) - _held(how)
+    if kept < 1:
+        raise UsageError(f"{len(rows)} rows are given and {how.held} are held out: give more rows, or lower held")
     subject = make_subject(model, choices, rows[:kept], rows[kept:], how.space.kernels, choices.recipe.seed)
     score = get_proxy(how.proxy).prepare(subject)
     study = _open_study(how, about)

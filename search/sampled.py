@@ -20,7 +20,7 @@ from crepe.criteria.ria import reciprocal
 from crepe.models.views import View
 
 # Weights per matrix on which a trial works, and the fewest rows.
-ENTRIES = 16384
+ENTRIES = 32768
 _ROWS = 16
 
 

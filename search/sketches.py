@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,10 +19,11 @@ SKETCH = 192
 
 
 class Sketcher(ProductObserver):
-    """Sketches of inputs, and energies of output gradients where a gradient is asked for.
+    """Sketches of the inputs X (tokens, in) of every view, and what a backward pass tells about its outputs.
 
     sketches: (SKETCH, in) S = R X / sqrt(SKETCH) with random signs R, so that S^T S estimates the Gram matrix X^T X
-    without bias (Achlioptas 2003); energies: (out,) float64, the sum over tokens of the squared gradient.
+    without bias (Achlioptas 2003). Where gradients g (tokens, out) flow, each token t counts with |g_t|: S^T S then
+    estimates sum_t |g_t|^2 x_t x_t^T, and energies (out,) float64 is sum_t g_t^2.
     """
 
     def __init__(self, views: Sequence[View], seed: int) -> None:
@@ -33,21 +35,24 @@ class Sketcher(ProductObserver):
         self._last: tuple[Tensor, Tensor] | None = None
 
     def observe(self, view: View, inputs: Tensor, output: Tensor) -> None:
-        self.sketches[view.name] += self._sketch(inputs)
-        if output.requires_grad:
-            energy = self.energies[view.name]
+        seen = inputs.detach().reshape(-1, inputs.shape[-1])
+        signs = self._signs(inputs, len(seen))
+        if not output.requires_grad:
+            self.sketches[view.name] += signs @ seen.float()
+            return
 
-            def add(gradient: Tensor) -> None:
-                energy.add_(gradient.float().square().reshape(-1, len(energy)).sum(0).double())
+        def add(gradient: Tensor) -> None:
+            square = gradient.reshape(len(seen), -1).float().square()
+            self.energies[view.name] += square.sum(0).double()
+            self.sketches[view.name] += signs @ (seen.float() * square.sum(1, keepdim=True).sqrt())
 
-            output.register_hook(add)
+        output.register_hook(add)
 
-    def _sketch(self, inputs: Tensor) -> Tensor:
-        """Query, key and value see the very same tensor: it is sketched once."""
+    def _signs(self, inputs: Tensor, tokens: int) -> Tensor:
+        """(SKETCH, tokens); query, key and value see the very same tensor and share them."""
         if self._last is None or self._last[0] is not inputs:
-            flat = inputs.detach().float().reshape(-1, inputs.shape[-1])
-            signs = torch.randint(0, 2, (SKETCH, len(flat)), generator=self._generator).to(flat) * 2 - 1
-            self._last = (inputs, signs @ flat / math.sqrt(SKETCH))
+            drawn = torch.randint(0, 2, (SKETCH, tokens), generator=self._generator)
+            self._last = (inputs, (drawn * 2 - 1).to(inputs.device, torch.float32) / math.sqrt(SKETCH))
         return self._last[1]
 
 
@@ -61,13 +66,11 @@ def sketch(model: Any, views: Sequence[View], rows: Tensor, seed: int) -> Sketch
 
 
 def sketch_with_gradients(model: Any, views: Sequence[View], rows: Tensor, seed: int) -> Sketcher:
-    """Sketches, and gradient energies of -log p(y) for labels y that the model itself draws: its Fisher information.
-
-    Weights collect no gradient; it passes through the activations alone.
-    """
+    """Sketches and energies for the gradients of -log p(y), with labels y that the model itself draws: its Fisher
+    information. Weights collect no gradient; it passes through the activations alone."""
     sketcher = Sketcher(views, seed)
     generator = torch.Generator(device=rows.device).manual_seed(seed)
-    with _gradient_from_embedding(model):
+    with gradient_through_activations(model):
         for row in rows.split(1):
             with torch.enable_grad():
                 with sketcher:
@@ -78,14 +81,15 @@ def sketch_with_gradients(model: Any, views: Sequence[View], rows: Tensor, seed:
     return sketcher
 
 
-class _gradient_from_embedding:  # noqa: N801 - a context manager
-    """Inside, the embedding's output asks for a gradient, and so does everything behind it."""
-
-    def __init__(self, model: Any) -> None:
-        self._embedding = model.get_input_embeddings()
-
-    def __enter__(self) -> None:
-        self._hook = self._embedding.register_forward_hook(lambda module, inputs, output: output.requires_grad_())
-
-    def __exit__(self, *error: object) -> None:
-        self._hook.remove()
+@contextmanager
+def gradient_through_activations(model: Any) -> Iterator[None]:
+    """Inside, the embedding's output asks for a gradient, and so does everything behind it, but no weight."""
+    asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.requires_grad_(False)
+    hook = model.get_input_embeddings().register_forward_hook(lambda module, inputs, output: output.requires_grad_())
+    try:
+        yield
+    finally:
+        hook.remove()
+        for parameter in asking:
+            parameter.requires_grad_()

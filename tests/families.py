@@ -161,3 +161,16 @@ def tiny_model(model_type: str, seed: int = 0) -> Any:
             if parameter.dim() >= 2:  # some families leave matrices as they come, or at zero
                 parameter.normal_(0, 0.05)
     return model.eval()
+
+
+def tiny_subject(pattern: str = "unstructured", model_type: str = "llama", **fields: Any) -> Any:
+    """What a coefficient search works on, with a tiny model and random tokens."""
+    import torch
+
+    from crepe.recipe import build, choose
+    from crepe.search.subject import make_subject
+
+    torch.manual_seed(0)
+    choices = choose(build({"model": "tiny", "pattern": pattern, **fields}))
+    rows = torch.randint(3, 100, (6, 16))
+    return make_subject(tiny_model(model_type).eval(), choices, rows[:4], rows[4:], (3, 5, 7))

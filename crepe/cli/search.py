@@ -26,7 +26,8 @@ _NUMBERS = [
     ("--trials", int, "N", "points to try in all (default 200)"),
     ("--patience", int, "N", "stop when N trials in a row bring nothing better"),
     ("--check", int, "N", "measure the perplexity of N trials, from the best to the worst, for the report"),
-    ("--samples", int, "N", "calibration rows (default 64), and 32 more that the statistics do not see"),
+    ("--samples", int, "N", "calibration rows (default 64)"),
+    ("--held", int, "N", "rows besides, for proxies that run the model (default 32)"),
     ("--seqlen", int, "L", "tokens per calibration row (default 512)"),
     ("--seed", int, "S", "seed of every choice (default 0)"),
 ]

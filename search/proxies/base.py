@@ -17,11 +17,12 @@ Score = Callable[[Coefficients], float]
 class Proxy:
     """prepare: does once what no trial changes, and gives the function of a trial: lower is better, above 0.
 
-    cost: what preparing and a trial cost, for people.
+    cost: what preparing and a trial cost, for people; runs_model: needs rows that the statistics have not seen.
     """
 
     prepare: Callable[[Subject], Score]
     cost: str
+    runs_model: bool = False
 
 
 PROXIES: Registry[Proxy] = Registry("proxy", "crepe.search.proxies")
@@ -37,7 +38,7 @@ def get_proxy(name: str) -> Proxy:
         scores = [part.prepare(subject) for part in parts]
         return lambda coefficients: _geometric_mean([score(coefficients) for score in scores])
 
-    return Proxy(prepare, "; ".join(part.cost for part in parts))
+    return Proxy(prepare, "; ".join(part.cost for part in parts), any(part.runs_model for part in parts))
 
 
 def _geometric_mean(values: list[float]) -> float:

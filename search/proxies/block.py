@@ -74,4 +74,7 @@ def _tensors(kwargs: Mapping[str, Any]) -> list[Any]:
     return [kwargs[key] for key in ("hidden_states", *kwargs) if key in kwargs]
 
 
-PROXIES.add("block", Proxy(_prepare, "prepares 2 forward rows; a trial prunes 6 blocks and runs each over 2 rows"))
+PROXIES.add(
+    "block",
+    Proxy(_prepare, "prepares 2 forward rows; a trial prunes 6 blocks and runs each over 2 rows", runs_model=True),
+)

@@ -4,12 +4,14 @@ The divergence of a model from itself has no first-order term, and its curvature
 
     KL(dense || pruned) ~ 1/2 sum over matrices of vec(dW)^T F vec(dW),  per token.
 
-F is taken as one block per matrix, and within it as the product of the Gram matrix of the inputs and the diagonal of
-the output gradients' covariance (K-FAC, Martens and Grosse 2015, with a diagonal second factor):
+F is taken as one block per matrix. With g_t the gradient of -log p(y_t) at the matrix's outputs, for labels y_t that
+the model itself draws, and x_t its inputs, the block is the mean over tokens of g_t g_t^T (x) x_t x_t^T. Outputs are
+taken as uncorrelated, and a token's gradient energy as spread over them alike:
 
-    1/2 sum_i (sum_t g_ti^2) || dW_i X ||^2 / tokens^2
+    1/2 sum_i b_i sum_t |g_t|^2 (dW_i x_t)^2 / tokens,    b_i = sum_t g_ti^2 / sum_t |g_t|^2.
 
-with g_ti the gradient of -log p(y_t) at output i for labels y_t that the model itself draws.
+That is K-FAC (Martens and Grosse 2015) with a diagonal second factor and tokens weighted by their gradient: a plain
+Gram matrix is owned by the first token, whose inputs are huge and whose gradient is small.
 """
 
 from __future__ import annotations
@@ -29,10 +31,10 @@ def _prepare(subject: Subject) -> Score:
     parts = []
     for stack in subject.sample.stacks:
         energy = torch.stack([found.energies[name] for name in stack.names]).float()
-        drawn = energy.gather(1, stack.rows)
+        share = energy / energy.sum(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
         # The sampled rows stand for all rows of the matrix.
-        scale = energy.shape[1] / drawn.shape[1]
-        parts.append((stack_sketches(stack, found.sketches), drawn * (scale / (2 * rows.numel() ** 2))))
+        scale = energy.shape[1] / stack.rows.shape[1] / (2 * rows.numel())
+        parts.append((stack_sketches(stack, found.sketches), share.gather(1, stack.rows) * scale))
 
     def score(coefficients: Coefficients) -> float:
         masks = subject.sample.masks(coefficients, subject.choices)

@@ -28,4 +28,7 @@ def _prepare(subject: Subject) -> Score:
     return score
 
 
-PROXIES.add("kl", Proxy(_prepare, "prepares 4 forward rows; a trial prunes the whole model and runs it over 4 rows"))
+PROXIES.add(
+    "kl",
+    Proxy(_prepare, "prepares 4 forward rows; a trial prunes the whole model and runs it over 4 rows", runs_model=True),
+)

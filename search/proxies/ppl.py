@@ -26,4 +26,6 @@ def _prepare(subject: Subject) -> Score:
     return score
 
 
-PROXIES.add("ppl", Proxy(_prepare, "a trial prunes the whole model and runs it over all held-out rows"))
+PROXIES.add(
+    "ppl", Proxy(_prepare, "a trial prunes the whole model and runs it over all held-out rows", runs_model=True)
+)

@@ -39,9 +39,10 @@ def _prepare(subject: Subject) -> Score:
     def score(coefficients: Coefficients) -> float:
         masks = subject.sample.masks(coefficients, subject.choices)
         parts = [
-            row_errors(stack.weight, mask, s).sum(1) / all_
+            row_errors(stack.weight, mask, s).sum(1)[all_ > 0] / all_[all_ > 0]
             for (stack, _, mask), s, all_ in zip(masks, sketches, whole, strict=True)
         ]
+        # An expert that no token was routed to says nothing.
         return float(torch.cat(parts).mean())
 
     return score
