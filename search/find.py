@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from crepe.calibration.tokens import digest
 from crepe.criteria.coefficients import KINDS, Coefficients
 from crepe.errors import CrepeError, UsageError
 from crepe.recipe import Choices, Recipe, build, choose
@@ -23,6 +24,7 @@ class Search:
 
     patience: stop when so many trials in a row bring nothing better; check: how many trials to measure perplexity of.
     held: calibration rows kept from the statistics, for proxies that run the model on them.
+    finalists: trials among which the proxy called judge decides at the end (see finalists.py); 0 for none.
     """
 
     proxy: str = "fisher"
@@ -30,7 +32,9 @@ class Search:
     trials: int = 200
     patience: int | None = None
     check: int = 0
-    held: int = 32
+    held: int = 8
+    finalists: int = 10
+    judge: str = "kl"
     storage: str | None = None
     space: Space = field(default_factory=Space)
 
@@ -42,16 +46,21 @@ class Search:
 
 @dataclass
 class Found:
-    """What a search found. value: of the proxy; reference: the proxy of plain RIA; checked: perplexities, if asked."""
+    """What a search found.
+
+    value: the proxy of the coefficients found; reference: that of plain RIA; judged: what the judge said of each
+    finalist, best first; checked: perplexities, if asked for.
+    """
 
     coefficients: Coefficients
     value: float
     reference: float
     trials: int
-    seconds: float
     seconds_per_trial: float
     source: str
     study: Any = field(repr=False)
+    seconds: float = 0.0
+    judged: list[dict[str, Any]] = field(default_factory=list)
     checked: list[dict[str, float]] = field(default_factory=list)
     output: str | None = None
 
@@ -72,26 +81,48 @@ def find_coefficients(model: Any = None, output: str | Path | None = None, **fie
 
 def search(model: Any = None, output: str | Path | None = None, **fields: Any) -> Found:
     """`find_coefficients`, with everything that was learned on the way."""
+    started = time.perf_counter()
     how, rest = _split(fields)
     tokenizer, rows = rest.pop("tokenizer", None), rest.pop("rows", None)
     overwrite = rest.pop("overwrite", False)
     by_name = model is None or isinstance(model, (str, Path))
     name = model if by_name else getattr(model, "name_or_path", "") or type(model).__name__
     recipe = build({**rest, **({"model": str(name)} if name else {})})
-    if recipe.method != "crepe":
-        raise UsageError(f"method {recipe.method!r} has no coefficients: search is for crepe")
+    _require_searchable(recipe)
     choices = replace(choose(recipe), coefficients=Coefficients())
     _look_up(how)
     _require_writable(output, overwrite)
-    about: dict[str, Any] = {"recipe.seed": recipe.seed}
     if by_name:
         about, model, rows = _open(how, recipe)
-    elif rows is None:
-        rows = _rows(how, recipe, model, tokenizer)
-    found = _search(how, choices, model, rows, about)
+    else:
+        about, rows = _about_object(how, recipe, model), _rows(how, recipe, model, tokenizer) if rows is None else rows
+    found = _in_evaluation_mode(
+        model, lambda: _search(how, choices, model, rows, {**about, "rows": digest(rows.cpu())})
+    )
+    found.seconds = time.perf_counter() - started
     if output is not None:
         _write(found, Path(output))
     return found
+
+
+def _in_evaluation_mode(model: Any, run: Callable[[], Found]) -> Found:
+    training = model.training
+    try:
+        model.eval()
+        return run()
+    finally:
+        model.train(training)
+
+
+def _require_searchable(recipe: Recipe) -> None:
+    """A search ranks scores; what a recipe does after that is none of its business, and is not ignored silently."""
+    if recipe.method != "crepe":
+        raise UsageError(f"method {recipe.method!r} has no coefficients: search is for crepe")
+    if recipe.compare == "global":
+        raise UsageError("compare = 'global' needs all scores at once: search with 'tensor' or 'row'")
+    for key in ("coefficients", "allocation", "refine", "pipeline", "format", "save_masks", "resume"):
+        if getattr(recipe, key) != getattr(Recipe(), key):
+            raise UsageError(f"{key} = {getattr(recipe, key)!r} has no meaning in a search: leave it out")
 
 
 def _split(fields: dict[str, Any]) -> tuple[Search, dict[str, Any]]:
@@ -108,6 +139,7 @@ def _look_up(how: Search) -> None:
     from crepe.search.samplers import SAMPLERS
 
     get_proxy(how.proxy)
+    get_proxy(how.judge)
     SAMPLERS.get(how.sampler)
 
 
@@ -115,10 +147,11 @@ def _require_writable(output: str | Path | None, overwrite: bool) -> None:
     if output is None:
         return
     path = Path(output)
-    if path.is_dir():
-        raise UsageError(f"--output {path} is a folder: give the name of a YAML file")
-    if path.exists() and not overwrite:
-        raise CrepeError(f"{path} exists: choose another --output, or replace it with --overwrite")
+    if path.suffix not in (".yaml", ".yml") or path.is_dir():
+        raise UsageError(f"--output {path}: give the name of a .yaml file")
+    for file in (path, path.with_suffix(".html")):
+        if file.exists() and not overwrite:
+            raise CrepeError(f"{file} exists: choose another --output, or replace it with --overwrite")
     path.absolute().parent.mkdir(parents=True, exist_ok=True)
     if not os.access(path.absolute().parent, os.W_OK):
         raise CrepeError(f"cannot write below {path.absolute().parent}: choose another --output")
@@ -130,12 +163,13 @@ def _open(how: Search, recipe: Recipe) -> tuple[dict[str, Any], Any, Tensor]:
     from crepe.models.load import load_tokenizer, open_model, parse_device, require_length
     from crepe.pipeline.fingerprint import run_fingerprint
     from crepe.pipeline.job import find_model
+    from crepe.search.study import check_study
 
     device = parse_device(recipe.device)
     source = find_model(recipe)
-    about = {**run_fingerprint(recipe, source, device), **_about(how), "source": str(source)}
+    about = {**run_fingerprint(recipe, source, device), **_about(how), "source": source.name}
     if how.storage:
-        _open_study(how, about)  # a wrong journal is said before the model is read
+        check_study(Path(how.storage), about)  # a wrong journal is said before the model is read
     with reading_once():
         tokenizer = load_tokenizer(source, recipe.trust_remote_code)
         model = open_model(source, recipe.dtype, None, recipe.trust_remote_code, recipe.weights).to(device)
@@ -148,14 +182,31 @@ def _about(how: Search) -> dict[str, Any]:
 
     space = {f"space.{key}": list(getattr(how.space, key)) for key in Space.__dataclass_fields__}
     versions = {f"version.{name}": version(name) for name in ("optuna", "cmaes")}
-    return {"proxy": how.proxy, "sampler": how.sampler, **space, **versions}
+    return {"proxy": how.proxy, "sampler": how.sampler, "held": _held(how), **space, **versions}
+
+
+def _about_object(how: Search, recipe: Recipe, model: Any) -> dict[str, Any]:
+    """As for a model by name, with a digest of the weights (the first of each tensor) for the files."""
+    import hashlib
+
+    weights = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        first = parameter.detach().flatten()[:64].float().cpu().numpy()
+        weights.update(f"{name} {tuple(parameter.shape)}".encode() + first.tobytes())
+    fields = {f"recipe.{key}": list(v) if isinstance(v, tuple) else v for key, v in recipe.result_fields.items()}
+    return {**fields, **_about(how), "weights": weights.hexdigest()}
 
 
 def _held(how: Search) -> int:
     """Rows to keep from the statistics: none where nothing runs the model on them."""
     from crepe.search.proxies import get_proxy
 
-    return how.held if get_proxy(how.proxy).runs_model or how.check else 0
+    return how.held if get_proxy(how.proxy).runs_model or how.check or _has_final(how) else 0
+
+
+def _has_final(how: Search) -> bool:
+    """A proxy that is its own judge needs no second opinion."""
+    return how.finalists > 0 and how.judge != how.proxy
 
 
 def _rows(how: Search, recipe: Recipe, model: Any, tokenizer: Any) -> Tensor:
@@ -175,11 +226,11 @@ def _open_study(how: Search, about: dict[str, Any]) -> Any:
 
 
 def _search(how: Search, choices: Choices, model: Any, rows: Tensor, about: dict[str, Any]) -> Found:
+    from crepe.search.finalists import decide
     from crepe.search.proxies import get_proxy
-    from crepe.search.study import best_trial, run_trials
+    from crepe.search.study import best_trial, finished_count, run_trials
     from crepe.search.subject import make_subject
 
-    started = time.perf_counter()
     kept = len(rows) - _held(how)
     if kept < 1:
         raise UsageError(f"{len(rows)} rows are given and {how.held} are held out: give more rows, or lower held")
@@ -187,24 +238,34 @@ def _search(how: Search, choices: Choices, model: Any, rows: Tensor, about: dict
     score = get_proxy(how.proxy).prepare(subject)
     study = _open_study(how, about)
     reference = score(Coefficients())
-    trials_started, before = time.perf_counter(), len(study.trials)
-    run_trials(study, how.space.suggest, lambda point: score(how.space.coefficients(point)), how.trials, how.patience)
-    ended = time.perf_counter()
-    best, done = best_trial(study), len(study.trials)
+    taken: list[float] = []
+
+    def timed(point: dict[str, Any]) -> float:
+        began = time.perf_counter()
+        value = score(how.space.coefficients(point))
+        taken.append(time.perf_counter() - began)
+        return value
+
+    run_trials(study, how.space.suggest, timed, how.trials, how.patience)
+    coefficients, judged = how.space.coefficients(best_trial(study).params), []
+    if _has_final(how):
+        finished = [trial for trial in study.trials if trial.value is not None]
+        coefficients, judged = decide(finished, how.space, how.finalists, get_proxy(how.judge).prepare(subject))
+    value, trials = score(coefficients), finished_count(study)
     return Found(
-        coefficients=replace(how.space.coefficients(best.params), origin=_origin(how, choices, best, done, about)),
-        value=float(best.value or 0.0),
+        coefficients=replace(coefficients, origin=_origin(how, choices, value, trials, about)),
+        value=value,
         reference=reference,
-        trials=done,
-        seconds=ended - started,
-        seconds_per_trial=(ended - trials_started) / max(1, done - before),
+        trials=trials,
+        seconds_per_trial=sum(taken) / max(1, len(taken)),
         source=about.get("source", choices.recipe.model),
         study=study,
+        judged=judged,
         checked=check_with_perplexity(subject, how, study, score) if how.check else [],
     )
 
 
-def _origin(how: Search, choices: Choices, best: Any, trials: int, about: dict[str, Any]) -> dict[str, Any]:
+def _origin(how: Search, choices: Choices, value: float, trials: int, about: dict[str, Any]) -> dict[str, Any]:
     from crepe.checkpoint.manifest import package_version, published
 
     recipe = choices.recipe
@@ -212,8 +273,8 @@ def _origin(how: Search, choices: Choices, best: Any, trials: int, about: dict[s
         "model": about.get("source", recipe.model),
         "pattern": str(choices.pattern),
         "sparsity": choices.sparsity,
-        "proxy": how.proxy,
-        "value": best.value,
+        "proxy": f"{how.proxy}, judged by {how.judge}" if _has_final(how) else how.proxy,
+        "value": value,
         "sampler": how.sampler,
         "trials": trials,
         "seed": recipe.seed,
@@ -243,7 +304,7 @@ def check_with_perplexity(
 
 def _write(found: Found, path: Path) -> None:
     """The file appears whole, or not at all."""
-    fresh = path.with_name(path.name + ".new")
+    fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
     found.coefficients.save(fresh)
     os.replace(fresh, path)
     found.output = str(path)

@@ -29,7 +29,7 @@ class Stack:
     """Sampled rows of matrices of one shape and kind.
 
     names: of the L matrices; rows: (L, r) which rows; weight: (L, r, in) float32, the sampled weights with their sign;
-    row, column, mean, log_norm: (L, r, 1), (L, 1, in), (L, 1, 1) and (L, 1, in), as the score needs them.
+    row, column, mean, norm: (L, r, 1), (L, 1, in), (L, 1, 1) and (L, 1, in), as the score needs them.
     """
 
     names: list[str]
@@ -39,7 +39,7 @@ class Stack:
     row: Tensor
     column: Tensor
     mean: Tensor
-    log_norm: Tensor
+    norm: Tensor
     boxes: dict[int, Tensor] = field(default_factory=dict)
 
     def score(self, coefficients: Coefficients) -> Tensor:
@@ -48,7 +48,7 @@ class Stack:
         result = (self.row * coefficients.row + self.column * coefficients.column).mul_(size)
         if coefficients.neighbourhood:
             result.add_(self._neighbourhood(size, coefficients), alpha=coefficients.neighbourhood)
-        return result.mul_((self.log_norm * coefficients.activation).exp())
+        return result.mul_(self.norm.pow(coefficients.activation))
 
     def _neighbourhood(self, size: Tensor, coefficients: Coefficients) -> Tensor:
         box = self.boxes[coefficients.kernel]
@@ -97,7 +97,7 @@ def _stack(
 ) -> Stack:
     out, inputs = views[0].shape
     count = min(out, max(_ROWS, entries // inputs))
-    parts: dict[str, list[Tensor]] = {key: [] for key in ("rows", "weight", "row", "column", "mean", "log_norm")}
+    parts: dict[str, list[Tensor]] = {key: [] for key in ("rows", "weight", "row", "column", "mean", "norm")}
     boxes: dict[int, list[Tensor]] = {kernel: [] for kernel in kernels}
     for view in views:
         weight = view.matrix().float()
@@ -109,7 +109,7 @@ def _stack(
         parts["row"].append(common * reciprocal(size.sum(1, keepdim=True))[rows])
         parts["column"].append(common * reciprocal(size.sum(0, keepdim=True)))
         parts["mean"].append(size.mean().view(1, 1))
-        parts["log_norm"].append(norms[view.name].clamp_min(torch.finfo(torch.float32).tiny).log()[None])
+        parts["norm"].append(norms[view.name][None])
         for kernel in kernels:
             boxes[kernel].append(box_mean(size, kernel)[rows])
     stacked = {key: torch.stack(found) for key, found in parts.items()}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from crepe.models.views import View
-from crepe.pipeline.capture import ProductObserver
+from crepe.pipeline.capture import Part, ProductObserver
 
 # Rows of a sketch: an output error estimated from it has a relative standard error of sqrt(2 / rows) per matrix row,
 # and hundreds of rows are added up.
@@ -34,7 +34,7 @@ class Sketcher(ProductObserver):
         self._generator = torch.Generator().manual_seed(seed)
         self._last: tuple[Tensor, Tensor] | None = None
 
-    def observe(self, view: View, inputs: Tensor, output: Tensor) -> None:
+    def observe(self, view: View, inputs: Tensor, output: Tensor, part: Part) -> None:
         seen = inputs.detach().reshape(-1, inputs.shape[-1])
         signs = self._signs(inputs, len(seen))
         if not output.requires_grad:
@@ -42,7 +42,7 @@ class Sketcher(ProductObserver):
             return
 
         def add(gradient: Tensor) -> None:
-            square = gradient.reshape(len(seen), -1).float().square()
+            square = part(gradient).reshape(len(seen), -1).float().square()
             self.energies[view.name] += square.sum(0).double()
             self.sketches[view.name] += signs @ (seen.float() * square.sum(1, keepdim=True).sqrt())
 

@@ -1,4 +1,4 @@
-"""The space of CRePE coefficients, in which no two points mean the same score.
+"""The space of CRePE coefficients, in which no two points mean the same score (but for a share of exactly 0).
 
 A score may be multiplied by any number without changing a mask, so the three terms carry shares that add up to 1:
 `neighbourhood` of the whole, and `balance` of the rest to the row term.
@@ -44,8 +44,11 @@ class Space:
             if kernel < 3 or kernel % 2 == 0:
                 raise UsageError(f"impossible space: kernel {kernel} must be odd and at least 3")
         for name in ("forms", "kernels"):
-            if not getattr(self, name):
+            chosen = getattr(self, name)
+            if not chosen:
                 raise UsageError(f"impossible space: no {name} to choose from")
+            if len(set(chosen)) < len(chosen):
+                raise UsageError(f"impossible space: {name} {chosen} has one of them twice")
 
     @property
     def continuous(self) -> dict[str, Range]:

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import socket
+import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,11 +19,30 @@ from optuna.trial import FrozenTrial, TrialState
 
 from crepe.errors import CrepeError
 from crepe.pipeline.progress import bar
+from crepe.search.samplers.base import WORKER
 
 STUDY_NAME = "crepe"
 _ABOUT = "about"
-_WORKER = "worker"
+_BEGINNING = b'{"op_code":'
+# A trial that nobody has claimed yet is taken to be just beginning for so many seconds.
+_GRACE = 10
 _log = logging.getLogger("crepe.search")
+
+
+def check_study(path: Path, about: dict[str, Any]) -> None:
+    """Refuse a journal that is corrupt or of another study, as far as `about` tells, and change nothing.
+
+    Raises:
+        CrepeError: as `open_study`.
+    """
+    if path.is_file():
+        with _quiet():
+            names = optuna.get_all_study_names(_storage(path))
+            found = None
+            if STUDY_NAME in names:
+                found = optuna.load_study(study_name=STUDY_NAME, storage=_storage(path)).user_attrs.get(_ABOUT)
+        if found is not None:
+            _refuse_if_different({key: found.get(key) for key in about}, about, path)
 
 
 def open_study(path: Path | None, sampler: BaseSampler, about: dict[str, Any]) -> Study:
@@ -83,6 +103,8 @@ def _require_journal(path: Path) -> None:
                 "or cut the file off before that line to keep what came earlier"
             )
     if lines[-1]:
+        if not _BEGINNING.startswith(lines[-1][: len(_BEGINNING)]):
+            raise CrepeError(f"{path} is no journal of optuna: choose another --storage")
         # A process was killed while it wrote; what it had begun is not there for anybody.
         with path.open("r+b") as file:
             file.truncate(path.stat().st_size - len(lines[-1]))
@@ -101,7 +123,9 @@ def _refuse_if_different(found: dict[str, Any], about: dict[str, Any], path: Pat
 def _bury_the_dead(study: Study) -> None:
     """Trials whose process is gone count as failed; their points are drawn again."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if not _alive(trial.user_attrs.get(_WORKER, "")):
+        began = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
+        owner = trial.user_attrs.get(WORKER)
+        if (not _alive(owner)) if owner else time.time() - began > _GRACE:
             study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
 
 
@@ -131,8 +155,8 @@ def run_trials(
     ask: gives a point for an optuna trial; score: its value. A value that is not finite prunes the trial.
     """
     with _quiet(), bar("search", trials) as advance:
-        advance(_finished(study))
-        while _finished(study) < trials and not _exhausted(study, patience):
+        advance(finished_count(study))
+        while finished_count(study) < trials and not _exhausted(study, patience):
             _one(study, ask, score)
             advance(1)
             _show_best(study, advance)
@@ -140,17 +164,19 @@ def run_trials(
 
 def _one(study: Study, ask: Callable[[Any], Any], score: Callable[[Any], float]) -> None:
     trial = study.ask()
-    trial.set_user_attr(_WORKER, f"{socket.gethostname()}:{os.getpid()}")
-    point = ask(trial)
-    value = score(point)
-    if math.isfinite(value):
-        study.tell(trial, value)
-    else:
-        study.tell(trial, state=TrialState.PRUNED)
+    value = score(ask(trial))
+    finite = math.isfinite(value)
+    try:
+        study.tell(trial, value if finite else None, TrialState.COMPLETE if finite else TrialState.PRUNED)
+    except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
+        _log.warning("trial %d was given up by another process and is left out", trial.number)
+        return
+    if not finite:
         _log.warning("trial %d has no value (%s) and is left out: %s", trial.number, value, trial.params)
 
 
-def _finished(study: Study) -> int:
+def finished_count(study: Study) -> int:
+    """Trials that came to an end with or without a value; those that died do not count."""
     return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
 
 
@@ -177,7 +203,7 @@ def best_trial(study: Study) -> FrozenTrial:
 
 def _show_best(study: Study, advance: Any) -> None:
     shown = getattr(advance, "__self__", None)
-    if shown is not None and not shown.disable:
+    if shown is not None and not shown.disable and study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         shown.set_postfix_str(f"best {best_trial(study).value:.6g}", refresh=False)
 
 

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from crepe.criteria.coefficients import Coefficients
 from crepe.masks import apply_mask
+from crepe.models.load import use_eager_experts
 from crepe.models.views import View
 from crepe.pipeline.capture import InputRecorder
 from crepe.pipeline.plan import Plan, make_plan
 from crepe.pipeline.prune import scores, statistics_of
-from crepe.pipeline.walk import Walk
+from crepe.pipeline.walk import OutOfOrder, Walk
 from crepe.recipe import Choices
 from crepe.search.sampled import ENTRIES, Sample
 
@@ -73,12 +74,22 @@ def make_subject(
     model: Any, choices: Choices, rows: Tensor, held: Tensor, kernels: Sequence[int], seed: int = 0
 ) -> Subject:
     """Statistics of one dense pass over `rows`; `model` is in memory, on the device where it stays."""
+    use_eager_experts(model)
     plan = make_plan(model, choices)
     device = next(model.parameters()).device
     rows, held = rows.to(device), held.to(device)
+    try:
+        statistics = _statistics(model, plan, rows)
+    except OutOfOrder as error:
+        plan = plan.as_one_block(model, choices, str(error))
+        statistics = _statistics(model, plan, rows)
+    return Subject(model, plan, choices, kernels, statistics, rows, held, seed)
+
+
+def _statistics(model: Any, plan: Plan, rows: Tensor) -> dict[str, dict[str, Tensor]]:
     recorder = InputRecorder(plan.views)
     walk = Walk(model, plan.blocks, list(rows.split(_BATCH)))
     with walk.started(), recorder, torch.no_grad():
         for block in plan.blocks:
             walk.advance(block)
-    return Subject(model, plan, choices, kernels, statistics_of(plan.views, recorder.sums), rows, held, seed)
+    return statistics_of(plan.views, recorder.sums)

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CrepeError as error:
         return _fail(str(error), error, error.exit_code)
     except KeyboardInterrupt as error:
-        return _fail("interrupted; --resume goes on with a prune run", error, 130)
+        return _fail("interrupted; prune goes on with --resume, search with the same --storage", error, 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

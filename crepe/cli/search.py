@@ -27,7 +27,8 @@ _NUMBERS = [
     ("--patience", int, "N", "stop when N trials in a row bring nothing better"),
     ("--check", int, "N", "measure the perplexity of N trials, from the best to the worst, for the report"),
     ("--samples", int, "N", "calibration rows (default 64)"),
-    ("--held", int, "N", "rows besides, for proxies that run the model (default 32)"),
+    ("--finalists", int, "N", "points that the model itself decides among at the end (default 10; 0 for none)"),
+    ("--held", int, "N", "rows besides, for proxies that run the model (default 8)"),
     ("--seqlen", int, "L", "tokens per calibration row (default 512)"),
     ("--seed", int, "S", "seed of every choice (default 0)"),
 ]
@@ -93,6 +94,7 @@ def run(arguments: argparse.Namespace) -> None:
         "seconds": found.seconds,
         "seconds_per_trial": found.seconds_per_trial,
         "source": found.source,
+        "judged": found.judged,
         "checked": found.checked,
         "report": str(report),
     }
@@ -100,6 +102,7 @@ def run(arguments: argparse.Namespace) -> None:
         f"{found.output}: {_in_words(found.coefficients)}",
         f"{found.trials} trials, {found.seconds:.0f} s, {found.seconds_per_trial:.3f} s per trial; "
         f"proxy {found.value:.6g}, plain RIA {found.reference:.6g}",
+        *(f"{j['judge']:.4f} nats of divergence: {j['name']}" for j in found.judged[:3]),
         *(f"perplexity {c['perplexity']:.2f}: {_trial(c)}, proxy {c['proxy']:.6g}" for c in found.checked),
         f"report: {report}",
     ]

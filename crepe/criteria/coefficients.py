@@ -106,6 +106,8 @@ _TYPES: dict[str, type] = {
 
 def _groups(content: Any, source: str) -> dict[str, Coefficients]:
     found = {}
+    if content is not None and not isinstance(content, dict):
+        raise UsageError(f"{source}, groups: expected a YAML mapping, found {type(content).__name__}")
     for kind, values in (content or {}).items():
         if kind not in KINDS:
             raise UsageError(f"{source}: {unknown('kind of matrix', str(kind), KINDS)}")

@@ -8,6 +8,7 @@ a module uses another module's weight directly.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,8 +34,11 @@ _PRODUCTS: dict[Callable[..., Any], tuple[int, int]] = {
 _EITHER_WAY = {torch.matmul, torch.mm, Tensor.matmul, Tensor.__matmul__, Tensor.mm}
 
 
+Part = Callable[[Tensor], Tensor]
+
+
 class ProductObserver(TorchFunctionMode):
-    """Calls `observe(view, inputs, output)` for every product with one of `views` while it is active."""
+    """Calls `observe` for every product with one of `views` while it is active."""
 
     def __init__(self, views: Sequence[View]) -> None:
         super().__init__()
@@ -49,29 +53,41 @@ class ProductObserver(TorchFunctionMode):
         if func in _PRODUCTS:
             first, second = _PRODUCTS[func]
             if len(args) > second and isinstance(args[second], Tensor):
-                self._match(args[first], args[second], output)
+                self._match(args[first], args[second], output, _as_it_is)
                 if func in _EITHER_WAY and args[first].dim() == 2 and args[second].dim() >= 2:
-                    self._match(args[second].transpose(-1, -2), args[first], output.transpose(-1, -2))
+                    self._match(_transposed(args[second]), args[first], output, _transposed)
         return output
 
-    def _match(self, inputs: Tensor, weight: Tensor, output: Tensor) -> None:
+    def _match(self, inputs: Tensor, weight: Tensor, output: Tensor, part: Part) -> None:
         address = weight.data_ptr()
         if weight.dim() == 3 and address in self._fused:
-            for view, *of_expert in zip(self._fused[address], inputs, output, strict=True):
-                self._observe(view, *of_expert)
+            for index, (view, of_expert) in enumerate(zip(self._fused[address], inputs, strict=True)):
+                self._observe(view, of_expert, output, partial(_entry, index=index))
         elif weight.dim() == 2 and address in self._single:
             view = self._single[address]
             if inputs.shape[-1] == view.shape[1]:
-                self._observe(view, inputs, output)
+                self._observe(view, inputs, output, part)
 
-    def _observe(self, view: View, inputs: Tensor, output: Tensor) -> None:
+    def _observe(self, view: View, inputs: Tensor, output: Tensor, part: Part) -> None:
         if inputs.numel():
             with torch._C.DisableTorchFunction():
-                self.observe(view, inputs, output)
+                self.observe(view, inputs, output, part)
 
-    def observe(self, view: View, inputs: Tensor, output: Tensor) -> None:
-        """inputs: (..., in), output: (..., out), not empty."""
+    def observe(self, view: View, inputs: Tensor, output: Tensor, part: Part) -> None:
+        """inputs: (..., in), not empty; output: what the product gave; part(output): the view's outputs, (..., out)."""
         raise NotImplementedError
+
+
+def _as_it_is(output: Tensor) -> Tensor:
+    return output
+
+
+def _transposed(output: Tensor) -> Tensor:
+    return output.transpose(-1, -2)
+
+
+def _entry(output: Tensor, index: int) -> Tensor:
+    return output[index]
 
 
 class InputRecorder(ProductObserver):
@@ -82,7 +98,7 @@ class InputRecorder(ProductObserver):
         self.sums = {view.name: ChannelSums.empty(view.shape[1], view.parameter.device) for view in views}
         self._last: tuple[Tensor, int, Tensor] | None = None
 
-    def observe(self, view: View, inputs: Tensor, output: Tensor) -> None:
+    def observe(self, view: View, inputs: Tensor, output: Tensor, part: Part) -> None:
         self.sums[view.name].add(self._square_sum(inputs), inputs.numel() // inputs.shape[-1])
 
     def _square_sum(self, inputs: Tensor) -> Tensor:

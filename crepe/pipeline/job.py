@@ -200,6 +200,8 @@ def _save_object(
 ) -> None:
     """The folder of a model that was pruned in memory, complete as that of a model by name."""
     final = work_folder(output) / "final"
+    if final.parent.exists() and not choices.recipe.overwrite:
+        raise CrepeError(f"{final.parent} holds an unfinished run: move it away, or overwrite=True")
     shutil.rmtree(final.parent, ignore_errors=True)
     model.save_pretrained(final)
     if tokenizer is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from crepe.report.plots import bars, scatter
 def write_search_report(found: Any) -> Path:
     """Write the report beside the coefficient file of a `crepe.search.find.Found`; returns its path."""
     path = Path(found.output).with_suffix(".html")
-    path.write_text(_page(found))
+    fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
+    fresh.write_text(_page(found))
+    os.replace(fresh, path)
     return path
 
 
@@ -25,11 +28,19 @@ def _page(found: Any) -> str:
         f"<h1>{html.escape(title)}</h1>",
         table(("", "found"), rows),
         f"<p>Proxy of plain RIA: {found.reference:.6g}. Lower is better.</p>",
+        _judged(found.judged),
         _history(found.study, content["proxy"]),
         _importance(found.study),
         _against_perplexity(found.checked, content["proxy"]),
     ]
     return document(title, parts)
+
+
+def _judged(judged: list[dict[str, Any]]) -> str:
+    if not judged:
+        return ""
+    rows = [(j["name"], f"{j['judge']:.4f}") for j in judged]
+    return "<h2>Finalists</h2>" + table(("point", "divergence from the dense model"), rows)
 
 
 def _history(study: Any, proxy: str) -> str:

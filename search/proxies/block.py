@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from crepe.criteria.coefficients import Coefficients
+from crepe.errors import CrepeError
 from crepe.models.blocks import Block
 from crepe.models.views import View
 from crepe.pipeline.walk import Call, Walk
@@ -42,8 +43,10 @@ def _prepare(subject: Subject) -> Score:
 def _record(subject: Subject) -> list[_Trial]:
     """Inputs and dense outputs of the chosen blocks. change: energy of what the block adds to its input."""
     plan = subject.plan
-    step = max(1, len(plan.blocks) // _BLOCKS)
-    chosen = {block.name for block in plan.blocks[step // 2 :: step]}
+    if len(plan.blocks) < 2:
+        raise CrepeError("the proxy 'block' needs a model with repeated blocks: choose another --proxy")
+    count = min(_BLOCKS, len(plan.blocks))
+    chosen = {plan.blocks[(2 * i + 1) * len(plan.blocks) // (2 * count)].name for i in range(count)}
     walk = Walk(subject.model, plan.blocks, [subject.held[:_ROWS]])
     trials = []
     with walk.started():

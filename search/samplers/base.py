@@ -6,6 +6,8 @@ Every draw here starts from a generator of its own, made from the seed and the t
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +21,14 @@ from crepe.search.space import Space
 
 SamplerFactory = Callable[[Space, int], BaseSampler]
 SAMPLERS: Registry[SamplerFactory] = Registry("sampler", "crepe.search.samplers")
+
+
+WORKER = "worker"
+
+
+def claim(study: Study, trial: FrozenTrial) -> None:
+    """Say whose trial it is, before anything long begins."""
+    study._storage.set_trial_user_attr(trial._trial_id, WORKER, f"{socket.gethostname()}:{os.getpid()}")
 
 
 def place(study: Study, trial: FrozenTrial) -> int:
@@ -36,6 +46,7 @@ class Reseeded(BaseSampler):
         self._now = make(seed)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        claim(study, trial)
         self._now = self._make(draw_seed(self._seed, place(study, trial)))
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:

@@ -59,7 +59,7 @@ class CmaEs(PointSampler):
     def _named(self, solution: Any) -> dict[str, Any]:
         """The optimizer works on 0..1 and on one-hot rows; the study on values."""
         numbers = {
-            name: low + (high - low) * float(share)
+            name: min(high, low + (high - low) * float(share))
             for (name, (low, high)), share in zip(self.space.continuous.items(), solution.x, strict=True)
         }
         rows = [] if solution.c is None else solution.c

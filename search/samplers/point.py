@@ -9,7 +9,7 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from crepe.search.samplers.base import place
+from crepe.search.samplers.base import claim, place
 from crepe.search.space import Space
 
 
@@ -23,6 +23,9 @@ class PointSampler(BaseSampler):
             **{name: FloatDistribution(*found) for name, found in space.continuous.items()},
             **{name: CategoricalDistribution(found) for name, found in space.categorical.items()},
         }
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        claim(study, trial)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return self._distributions

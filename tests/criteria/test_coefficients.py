@@ -28,6 +28,9 @@ def test_round_trip(tmp_path: Path) -> None:
         ("kernel: 4", "kernel = 4"),
         ("form: square", "neighbourhood form 'square'"),
         ("- 1", "expected a YAML mapping"),
+        ("groups: {attn: {row: 1}}", "did you mean 'attention'"),
+        ("groups: {mlp: {row: x}}", "group mlp: coefficients must be numbers"),
+        ("groups: 3", "groups: expected a YAML mapping"),
     ],
 )
 def test_bad_content(tmp_path: Path, text: str, message: str) -> None:
@@ -51,5 +54,17 @@ def test_unreadable(tmp_path: Path, text: str | None) -> None:
 )
 def test_there_are_defaults_for_every_pattern(pattern: str, sparsity: float) -> None:
     found = default_coefficients(pattern, sparsity)
-    shipped = {"unstructured", "2:4"}
+    shipped = {"unstructured", "2:4", "4:8"}
     assert found.origin["pattern"] == (pattern if pattern in shipped else "unstructured")
+
+
+@pytest.mark.parametrize(("sparsity", "nearest"), [(0.5, 0.5), (0.54, 0.5), (0.6, 0.6), (0.9, 0.6)])
+def test_the_default_is_that_of_the_nearest_sparsity(sparsity: float, nearest: float) -> None:
+    assert default_coefficients("unstructured", sparsity).origin["sparsity"] == nearest
+
+
+def test_groups_go_through_the_file(tmp_path: Path) -> None:
+    wanted = Coefficients(0.7, 0.3, groups={"attention": Coefficients(0.1, 0.9, activation=1.2)})
+    wanted.save(tmp_path / "c.yaml")
+    found = Coefficients.load(tmp_path / "c.yaml")
+    assert found == wanted and found.of("attention").column == 0.9 and found.of("mlp") is found

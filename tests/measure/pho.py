@@ -7,7 +7,7 @@ Stages, each writing JSON lines into DIR and going on where it was stopped:
   proxies   every cheap proxy at the same points, with its seconds per trial
   sampling  the fisher proxy with fewer and more sampled weights, and with all
   ablation  the neighbourhood term with channels in order and shuffled, by form, kernel and share
-  trials    200 trials of TPE on perplexity: what a search without a proxy finds
+  trials    200 trials of TPE on perplexity over 8 held-out rows: what a search without a proxy finds
   report    Markdown tables and scatter plots from what lies in DIR
 
 Statistics come from 64 rows of 512 tokens of the calibration text, kl and ppl from other rows of it.
@@ -101,7 +101,7 @@ def _perplexity(model: Any, rows: Tensor) -> float:
 
 
 def points(bench: Bench, folder: Path, seed: int) -> None:
-    """The proxies kl and ppl share one forward over 4 held-out rows here, as crepe.search runs them one by one."""
+    """The proxies kl and ppl share one forward over 4 held-out rows here; crepe.search runs them one by one."""
     lines = Lines(folder / f"points-{seed}.jsonl")
     held = bench.subject.held[:4]
     ((_, dense),) = _logits(bench.model, held)
@@ -161,10 +161,16 @@ def ablation(bench: Bench, folder: Path, seed: int) -> None:
     lines = Lines(folder / "ablation.jsonl")
     for pattern, sparsity in PATTERNS:
         subject = bench.at(pattern, sparsity)
-        rows = torch.cat([subject.rows, subject.held])
         base = lines.found.get((pattern, sparsity, "base"))
         if base is None:
-            found = search(bench.model, rows=rows, pattern=pattern, sparsity=sparsity, neighbourhood=(0.0, 1e-9))
+            found = search(
+                bench.model,
+                rows=subject.rows,
+                pattern=pattern,
+                sparsity=sparsity,
+                neighbourhood=(0.0, 1e-9),
+                finalists=0,
+            )
             lines.add(pattern, sparsity, "base", **found.coefficients.to_dict())
             base = lines.found[(pattern, sparsity, "base")]
         plain = Coefficients(row=base["row"], column=base["column"], activation=base["activation"])
@@ -225,9 +231,8 @@ def trials(bench: Bench, folder: Path, seed: int) -> None:
     for pattern, sparsity in (("unstructured", 0.5), ("2:4", 0.5)):
         if lines.missing(pattern, sparsity):
             storage = str(folder / f"trials-{pattern.replace(':', '-')}-{sparsity}.journal")
-            found = search(
-                bench.model, rows=rows, pattern=pattern, sparsity=sparsity, proxy="ppl", held=HELD, storage=storage
-            )
+            fields = {"pattern": pattern, "sparsity": sparsity, "proxy": "ppl", "storage": storage}
+            found = search(bench.model, rows=rows, held=HELD, finalists=0, **fields)
             lines.add(pattern, sparsity, value=found.value, trial=found.seconds_per_trial, **_plain(found.coefficients))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -47,6 +48,15 @@ def prune_with(model: Any, sums: Any, fields: dict[str, Any]) -> None:
     prune_views(plan.views, sums, dict.fromkeys(plan.shapes, choices.sparsity), choices)
 
 
+def _methods(pattern: str, sparsity: float) -> Iterator[tuple[str, dict[str, Any]]]:
+    yield from (("ria", {"method": "ria"}), ("crepe", {"method": "crepe"}))
+    if pattern in PATTERNS and sparsity == 0.5:
+        yield from (("wanda", {"method": "wanda"}), ("magnitude", {"method": "magnitude"}))
+    if pattern == "unstructured" and sparsity == 0.5:
+        yield "wanda over the tensor", {"method": "wanda", "compare": "tensor"}
+        yield "crepe over each row", {"compare": "row"}
+
+
 class Bench:
     def __init__(self, model: str, test: str, count: int) -> None:
         self.model, self.tokenizer = crepe.load(model, dtype="bfloat16")
@@ -64,17 +74,11 @@ class Bench:
 
     def methods(self, rows: Tensor) -> None:
         sums = collect(self.model, rows)
-        for pattern in PATTERNS:
-            cases: list[tuple[str, dict[str, Any]]] = [
-                (m, {"method": m}) for m in ("magnitude", "wanda", "ria", "crepe")
-            ]
-            if pattern == "unstructured":
-                cases.append(("wanda over the tensor", {"method": "wanda", "compare": "tensor"}))
-                cases.append(("crepe over each row", {"compare": "row"}))
-            for label, fields in cases:
+        for pattern, sparsity in (("unstructured", 0.5), ("2:4", 0.5), ("unstructured", 0.6), ("4:8", 0.5)):
+            for label, fields in _methods(pattern, sparsity):
                 self.restore()
-                prune_with(self.model, sums, {**fields, "pattern": pattern})
-                self.report(label, pattern)
+                prune_with(self.model, sums, {**fields, "pattern": pattern, "sparsity": sparsity})
+                self.report(label, f"{pattern} {sparsity:.0%}")
 
     def pipelines(self, rows: Tensor) -> None:
         for pattern in PATTERNS:

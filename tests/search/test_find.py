@@ -19,14 +19,16 @@ from crepe.errors import CrepeError, UsageError
 from crepe.search.find import search
 from families import tiny_model
 
-FIELDS: dict[str, Any] = {"samples": 4, "seqlen": 24, "held": 2}
+FIELDS: dict[str, Any] = {"samples": 4, "seqlen": 24, "held": 2, "finalists": 3}
 
 
 def _search(folder: str, output: Path | None, text: str, **fields: Any) -> Any:
     return search(folder, output, calibration=text, **{**FIELDS, "trials": 12, **fields})
 
 
-@pytest.mark.parametrize("fields", [{}, {"pattern": "2:4", "groups": True}, {"proxy": "recon+kl", "sampler": "cmaes"}])
+@pytest.mark.parametrize(
+    "fields", [{}, {"pattern": "2:4", "groups": True, "finalists": 0}, {"proxy": "recon+kl", "sampler": "cmaes"}]
+)
 def test_the_file_holds_what_was_found_and_prune_uses_it(
     fields: dict[str, Any], tiny_folder: Callable[..., str], text_file: str, tmp_path: Path
 ) -> None:
@@ -50,9 +52,20 @@ def test_the_file_holds_what_was_found_and_prune_uses_it(
 
 
 def test_the_best_of_the_trials_beats_ria_by_its_proxy(tiny_folder: Callable[..., str], text_file: str) -> None:
-    found = _search(tiny_folder(), None, text_file, trials=40, sparsity=0.7)
-    assert found.value < found.reference and found.trials == 40
+    found = _search(tiny_folder(), None, text_file, trials=40, sparsity=0.7, finalists=0)
+    assert found.value < found.reference and found.trials == 40 and not found.judged
     assert found.value == min(t.value for t in found.study.trials)
+
+
+def test_the_judge_has_the_last_word(tiny_folder: Callable[..., str], text_file: str) -> None:
+    found = _search(tiny_folder(), None, text_file, trials=40, sparsity=0.7, finalists=4)
+    assert len(found.judged) == 6 and {"RIA", "RIA, activation 1"} < {j["name"] for j in found.judged}
+    assert [j["judge"] for j in found.judged] == sorted(j["judge"] for j in found.judged)
+    winner = found.judged[0]["name"]
+    if winner.startswith("trial"):
+        wanted = found.study.trials[int(winner.split()[1])].params["activation"]
+        assert found.coefficients.activation == wanted
+    assert found.coefficients.origin["proxy"] == "fisher, judged by kl"
 
 
 def test_resumed_gives_the_same_file(tiny_folder: Callable[..., str], text_file: str, tmp_path: Path) -> None:
@@ -110,7 +123,20 @@ def test_the_command(
         "--samples",
         "4",
     ]
-    arguments += ["--seqlen", "24", "--held", "2", "--trials", "12", "--check", "3", "--kernels", "3,5"]
+    arguments += [
+        "--seqlen",
+        "24",
+        "--held",
+        "2",
+        "--finalists",
+        "2",
+        "--trials",
+        "12",
+        "--check",
+        "3",
+        "--kernels",
+        "3,5",
+    ]
     capsys.readouterr()
     assert main([*arguments, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -124,6 +150,27 @@ def test_the_command(
     assert "12 trials" in capsys.readouterr().out
 
 
+def test_studies_of_models_in_memory_are_told_apart(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, rows = tiny_model("llama"), torch.randint(3, 100, (6, 16))
+    fields: dict[str, Any] = {"rows": rows, "trials": 3, "proxy": "gini", "held": 2, "storage": str(tmp_path / "s")}
+    crepe.find_coefficients(model, **fields)
+    for change in ({"proxy": "recon"}, {"pattern": "2:4"}, {"kernels": (3,)}, {"rows": rows + 1}):
+        with pytest.raises(CrepeError, match="holds another study"):
+            crepe.find_coefficients(model, **{**fields, **change})
+    with torch.no_grad():
+        next(model.parameters()).mul_(2)
+    with pytest.raises(CrepeError, match="weights is"):
+        crepe.find_coefficients(model, **fields)
+
+
+def test_dropout_is_off_and_the_mode_comes_back() -> None:
+    torch.manual_seed(0)
+    model, rows = tiny_model("gpt2").train(), torch.randint(3, 100, (6, 16))
+    found = [search(model, rows=rows, trials=3, proxy="kl", held=2).value for _ in range(2)]
+    assert found[0] == found[1] and model.training
+
+
 @pytest.mark.parametrize(
     ("flags", "code", "message"),
     [
@@ -132,6 +179,8 @@ def test_the_command(
         (["--trials", "0"], 2, "trials = 0"),
         (["--activation", "2,1"], 2, "impossible space: activation 2,1"),
         (["--kernels", "4"], 2, "kernel 4"),
+        (["--kernels", "3,3"], 2, "one of them twice"),
+        (["--compare", "global"], 2, "search with 'tensor' or 'row'"),
         (["--forms", "contxt"], 2, "did you mean 'context'"),
         (["--pattern", "3:2"], 2, "impossible pattern"),
         (["--storage", "STORAGE"], 1, "no journal of optuna"),

@@ -36,6 +36,17 @@ def test_every_proxy_is_a_positive_number_that_repeats(name: str, pattern: str, 
     assert get_proxy(name).cost
 
 
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "mamba", "qwen3_moe", "gpt_oss"])
+def test_gradients_reach_every_matrix(model_type: str) -> None:
+    found = tiny_subject(model_type=model_type)
+    rows = torch.randint(3, 100, (8, 32))
+    energies = sketch_with_gradients(found.model, found.plan.views, rows, 0).energies
+    silent = [name for name, energy in energies.items() if "[" not in name and not energy.sum() > 0]
+    assert not silent
+    experts = [energy for name, energy in energies.items() if "[" in name]
+    assert not experts or sum(bool(energy.sum() > 0) for energy in experts) > len(experts) / 2
+
+
 @pytest.mark.parametrize("name", sorted({"recon", "block", "kl", "fisher"} & set(NAMES)))
 def test_errors_grow_with_sparsity(name: str) -> None:
     found = [get_proxy(name).prepare(tiny_subject(sparsity=s))(Coefficients()) for s in (0.2, 0.5, 0.8)]

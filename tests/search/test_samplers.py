@@ -37,6 +37,14 @@ def test_points_lie_in_the_space(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_ranges_whose_width_rounds_up(name: str) -> None:
+    space = Space(activation=(0.03, 0.29))
+    study = open_study(None, SAMPLERS.get(name)(space, 0), {})
+    run_trials(study, space.suggest, lambda point: -float(point["activation"]), 60, None)
+    assert len(study.trials) == 60
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_resumed_in_three_parts_gives_the_same_points(name: str, tmp_path: Path) -> None:
     whole = _run(name, tmp_path / "whole", [45])
     assert _run(name, tmp_path / "parts", [7, 29, 45]) == whole

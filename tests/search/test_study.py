@@ -78,11 +78,13 @@ def test_a_line_cut_short_by_a_kill_is_dropped(tmp_path: Path) -> None:
     assert len(_open(path).trials) == 12
 
 
-@pytest.mark.parametrize("content", ["nonsense\n", '{"op_code": 0}\n{"half\n', "[1]\n", '{"op_code": 77}\n'])
+@pytest.mark.parametrize(
+    "content", ["nonsense\n", "no line end", '{"op_code": 0}\n{"half\n', "[1]\n", '{"op_code": 77}\n']
+)
 def test_corrupt_journals(tmp_path: Path, content: str) -> None:
     path = tmp_path / "study"
     path.write_text(content)
-    with pytest.raises(CrepeError, match="corrupt"):
+    with pytest.raises(CrepeError, match="no journal of optuna"):
         _open(path)
     assert path.read_text() == content  # nothing lost
 
@@ -113,6 +115,26 @@ def test_a_value_of_nan_prunes_the_trial_and_names_it(caplog: pytest.LogCaptureF
     assert pruned and len(study.trials) == 30
     assert f"trial {pruned[0].number} has no value (nan)" in caplog.text
     assert (best_trial(study).value or 0) < 0.2
+
+
+def test_a_bar_with_nothing_to_show_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crepe.pipeline.progress.bars_wanted", lambda: True)
+    values = iter([math.nan, 1.0, 0.5])
+    study = _open(None)
+    run_trials(study, SPACE.suggest, lambda point: next(values), 3, None)
+    assert len(study.trials) == 3
+
+
+def test_a_trial_that_another_process_gave_up_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    study = _open(None)
+
+    def buried(point: dict[str, Any]) -> float:
+        if len(study.trials) == 2:
+            study._storage.set_trial_state_values(study.trials[-1]._trial_id, optuna.trial.TrialState.FAIL)
+        return _value(point)
+
+    run_trials(study, SPACE.suggest, buried, 4, None)
+    assert [t.state.name for t in study.trials].count("COMPLETE") == 4 and "given up by another process" in caplog.text
 
 
 def test_no_trial_with_a_value() -> None:
