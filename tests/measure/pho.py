@@ -19,6 +19,7 @@ import argparse
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -123,7 +124,8 @@ def points(bench: Bench, folder: Path, seed: int) -> None:
 def proxies(bench: Bench, folder: Path, seed: int) -> None:
     lines = Lines(folder / f"proxies-{seed}.jsonl")
     names = [name for name in PROXIES.names() if name not in ("kl", "ppl")]
-    for pattern, sparsity in PATTERNS:
+    counts = Counter(key[:2] for key in Lines(folder / f"points-{seed}.jsonl").found)
+    for pattern, sparsity in (pair for pair in PATTERNS if counts[pair] > POINTS):
         subject = bench.at(pattern, sparsity)
         for name in names:
             if not lines.missing(pattern, sparsity, name):

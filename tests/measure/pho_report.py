@@ -16,6 +16,7 @@ def report(folder: Path, seed: int) -> None:
     """Print every table for which there are measurements; write one scatter plot per pattern into `folder`."""
     points = Lines(folder / f"points-{seed}.jsonl")
     values = {(p, s): _values(folder, points, seed, p, s) for p, s in PATTERNS}
+    values = {pair: found for pair, found in values.items() if len(found.get("other", ())) >= 60}
     _correlations(values)
     _costs(Lines(folder / f"proxies-{seed}.jsonl"))
     _sampling(Lines(folder / f"sampling-{seed}.jsonl"), values)
@@ -28,7 +29,9 @@ def _values(folder: Path, points: Lines, seed: int, pattern: str, sparsity: floa
     """Every number by name, over the random points; index 0, plain RIA, is left out."""
     lines = [points.found.get((pattern, sparsity, i)) for i in range(1, len(_points(seed)))]
     done = [i for i, line in enumerate(lines) if line]
-    found = {key: numpy.array([lines[i][key] for i in done]) for key in ("other", "kl", "ppl")}  # type: ignore[index]
+    present = [line for line in lines if line]
+    keys = [key for key in ("other", "kl", "ppl") if present and key in present[0]]
+    found = {key: numpy.array([line[key] for line in present]) for key in keys}
     for key, line in Lines(folder / f"proxies-{seed}.jsonl").found.items():
         if key[:2] == (pattern, sparsity):
             found[key[2]] = numpy.array(line["values"])[1:][done]
@@ -80,7 +83,7 @@ def _sampling(lines: Lines, values: dict[tuple[str, float], dict[str, Any]]) -> 
     for (pattern, sparsity, entries), line in lines.found.items():
         found, whole = numpy.array(line["values"])[1:], lines.found.get((pattern, sparsity, 10**9))
         against = f"{_rho(found, numpy.array(whole['values'])[1:]):.3f}" if whole else "not measured"
-        other = values[(pattern, sparsity)]["other"]
+        other = values.get((pattern, sparsity), {}).get("other", ())
         rho = f"{_rho(found, other):.2f}" if len(other) == len(found) else "not measured"
         count = "all" if entries == 10**9 else f"{entries:,}"
         print(f"| {_label(pattern, sparsity)} | {count} | {against} | {rho} | {line['trial']:.3f} |")
