@@ -81,11 +81,14 @@ class Bench:
                 self.report(label, f"{pattern} {sparsity:.0%}")
 
     def pipelines(self, rows: Tensor) -> None:
+        sums = collect(self.model, rows)
         for pattern in PATTERNS:
-            for method in ("ria", "crepe"):
-                self.restore()
-                crepe.prune(self.model, rows=rows, method=method, pattern=pattern, pipeline="sequential")
-                self.report(f"{method}, sequential", pattern)
+            self.restore()
+            prune_with(self.model, sums, {"method": "ria", "pattern": pattern})
+            self.report("ria, one pass", pattern)
+            self.restore()
+            crepe.prune(self.model, rows=rows, method="ria", pattern=pattern, pipeline="sequential")
+            self.report("ria, sequential", pattern)
 
     def calibration(self, rows: Tensor) -> None:
         start = time.perf_counter()
