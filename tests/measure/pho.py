@@ -6,6 +6,7 @@ Stages, each writing JSON lines into DIR and going on where it was stopped:
   points    perplexity on other text, and the proxies that run the whole model (kl, ppl), at 60 random points
   proxies   every cheap proxy at the same points, with its seconds per trial
   sampling  the fisher proxy with fewer and more sampled weights, and with all
+  cost      seconds of a trial by fisher and by perplexity on 16,384 tokens, in one run
   ablation  the neighbourhood term with channels in order and shuffled, by form, kernel and share
   trials    200 trials of TPE on perplexity over 8 held-out rows: what a search without a proxy finds
   report    Markdown tables and scatter plots from what lies in DIR
@@ -224,6 +225,23 @@ class _shuffled:  # noqa: N801 - a context manager
         self.module.neighbourhood_term = self.original
 
 
+def cost(bench: Bench, folder: Path, seed: int) -> None:
+    """Seconds per trial of fisher and of perplexity on 16,384 held-out tokens, in turns."""
+    lines = Lines(folder / "cost.jsonl")
+    subject = replace(bench.at("unstructured", 0.5), held=bench.subject.rows[:32])
+    scores = {name: get_proxy(name).prepare(subject) for name in ("fisher", "ppl")}
+    taken: dict[str, list[float]] = {name: [] for name in scores}
+    for coefficients in _points(seed)[:4]:
+        for name, score in scores.items():
+            start = time.perf_counter()
+            score(coefficients)
+            taken[name].append(time.perf_counter() - start)
+    # The first trial of each still makes what later ones share.
+    means = {name: sum(times[1:]) / len(times[1:]) for name, times in taken.items()}
+    lines.add("unstructured", 0.5, **means)
+    print(means, f"ratio {means['ppl'] / means['fisher']:.0f}", flush=True)
+
+
 def trials(bench: Bench, folder: Path, seed: int) -> None:
     from crepe.search.find import search
 
@@ -247,6 +265,7 @@ STAGES = {
     "proxies": proxies,
     "sampling": sampling,
     "ablation": ablation,
+    "cost": cost,
     "trials": trials,
 }
 
