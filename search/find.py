@@ -189,12 +189,13 @@ def _about_object(how: Search, recipe: Recipe, model: Any) -> dict[str, Any]:
     """As for a model by name, with a digest of the weights (the first of each tensor) for the files."""
     import hashlib
 
+    from crepe.pipeline.fingerprint import recipe_entries
+
     weights = hashlib.sha256()
     for name, parameter in model.named_parameters():
         first = parameter.detach().flatten()[:64].float().cpu().numpy()
         weights.update(f"{name} {tuple(parameter.shape)}".encode() + first.tobytes())
-    fields = {f"recipe.{key}": list(v) if isinstance(v, tuple) else v for key, v in recipe.result_fields.items()}
-    return {**fields, **_about(how), "weights": weights.hexdigest()}
+    return {**recipe_entries(recipe), **_about(how), "weights": weights.hexdigest()}
 
 
 def _held(how: Search) -> int:
@@ -212,8 +213,6 @@ def _has_final(how: Search) -> bool:
 def _rows(how: Search, recipe: Recipe, model: Any, tokenizer: Any) -> Tensor:
     from crepe.calibration.rows import make_rows
 
-    if tokenizer is None:
-        raise UsageError("a model in memory needs tokenizer=, or rows= with calibration tokens (samples, seqlen)")
     return make_rows(replace(recipe, samples=recipe.samples + _held(how)), tokenizer, lambda: model)
 
 
@@ -228,6 +227,7 @@ def _open_study(how: Search, about: dict[str, Any]) -> Any:
 def _search(how: Search, choices: Choices, model: Any, rows: Tensor, about: dict[str, Any]) -> Found:
     from crepe.search.finalists import decide
     from crepe.search.proxies import get_proxy
+    from crepe.search.samplers.base import complete_trials
     from crepe.search.study import best_trial, finished_count, run_trials
     from crepe.search.subject import make_subject
 
@@ -249,8 +249,9 @@ def _search(how: Search, choices: Choices, model: Any, rows: Tensor, about: dict
     run_trials(study, how.space.suggest, timed, how.trials, how.patience)
     coefficients, judged = how.space.coefficients(best_trial(study).params), []
     if _has_final(how):
-        finished = [trial for trial in study.trials if trial.value is not None]
-        coefficients, judged = decide(finished, how.space, how.finalists, get_proxy(how.judge).prepare(subject))
+        coefficients, judged = decide(
+            complete_trials(study), how.space, how.finalists, get_proxy(how.judge).prepare(subject)
+        )
     value, trials = score(coefficients), finished_count(study)
     return Found(
         coefficients=replace(coefficients, origin=_origin(how, choices, value, trials, about)),
@@ -287,12 +288,11 @@ def check_with_perplexity(
     subject: Any, how: Search, study: Any, score: Callable[[Coefficients], float]
 ) -> list[dict[str, float]]:
     """Perplexity on the held-out rows for RIA (trial -1), and for trials spread evenly from the best to the worst."""
-    from optuna.trial import TrialState
-
     from crepe.search.proxies import get_proxy
+    from crepe.search.samplers.base import complete_trials
 
     perplexity = get_proxy("ppl").prepare(subject)
-    done = sorted(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)), key=lambda t: t.value)
+    done = sorted(complete_trials(study), key=lambda t: t.value)
     places = {round(i * (len(done) - 1) / max(1, how.check - 1)) for i in range(how.check)}
     checked = [{"trial": -1, "proxy": score(Coefficients()), "perplexity": perplexity(Coefficients())}]
     for place in sorted(places):
@@ -303,8 +303,8 @@ def check_with_perplexity(
 
 
 def _write(found: Found, path: Path) -> None:
-    """The file appears whole, or not at all."""
-    fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
-    found.coefficients.save(fresh)
-    os.replace(fresh, path)
+    from crepe.checkpoint.files import replacing
+
+    with replacing(path) as fresh:
+        found.coefficients.save(fresh)
     found.output = str(path)

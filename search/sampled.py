@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from crepe.criteria.coefficients import Coefficients
-from crepe.criteria.neighbourhood import box_mean
+from crepe.criteria.neighbourhood import box_mean, term_from_box
 from crepe.criteria.ria import reciprocal
 from crepe.models.views import View
 
@@ -51,11 +51,7 @@ class Stack:
         return result.mul_(self.norm.pow(coefficients.activation))
 
     def _neighbourhood(self, size: Tensor, coefficients: Coefficients) -> Tensor:
-        box = self.boxes[coefficients.kernel]
-        if coefficients.form == "relative":
-            return reciprocal(box).mul_(size)
-        scale = reciprocal(self.mean)
-        return box * scale if coefficients.form == "context" else (box * size).mul_(scale * scale)
+        return term_from_box(size, self.boxes[coefficients.kernel], self.mean, coefficients.form)
 
 
 class Sample:
@@ -84,7 +80,7 @@ class Sample:
 
 def select(score: Tensor, choices: Any) -> Tensor:
     """The mask of stacked scores (L, r, in), each matrix for itself: its sampled rows stand for all of them."""
-    if choices.compare in ("tensor", "global") and choices.pattern.fixed_sparsity is None:
+    if choices.compare == "tensor" and choices.pattern.fixed_sparsity is None:
         flat = score.reshape(len(score), -1)
     else:
         flat = score.reshape(-1, score.shape[-1])

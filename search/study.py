@@ -7,7 +7,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from crepe.errors import CrepeError
+from crepe.pipeline.fingerprint import first_change
 from crepe.pipeline.progress import bar
-from crepe.search.samplers.base import WORKER
+from crepe.search.samplers.base import WORKER, complete_trials, ended_trials
 
 STUDY_NAME = "crepe"
 _ABOUT = "about"
@@ -37,10 +38,9 @@ def check_study(path: Path, about: dict[str, Any]) -> None:
     """
     if path.is_file():
         with _quiet():
-            names = optuna.get_all_study_names(_storage(path))
-            found = None
-            if STUDY_NAME in names:
-                found = optuna.load_study(study_name=STUDY_NAME, storage=_storage(path)).user_attrs.get(_ABOUT)
+            storage, found = _storage(path), None
+            if STUDY_NAME in optuna.get_all_study_names(storage):
+                found = optuna.load_study(study_name=STUDY_NAME, storage=storage).user_attrs.get(_ABOUT)
         if found is not None:
             _refuse_if_different({key: found.get(key) for key in about}, about, path)
 
@@ -111,9 +111,8 @@ def _require_journal(path: Path) -> None:
 
 
 def _refuse_if_different(found: dict[str, Any], about: dict[str, Any], path: Path | None) -> None:
-    different = [key for key in {**found, **about} if found.get(key) != about.get(key)]
-    if different:
-        key = different[0]
+    key = first_change(found, about)
+    if key is not None:
         raise CrepeError(
             f"{path} holds another study: {key} is {found.get(key)!r} there and {about.get(key)!r} here; "
             "choose another --storage"
@@ -177,16 +176,14 @@ def _one(study: Study, ask: Callable[[Any], Any], score: Callable[[Any], float])
 
 def finished_count(study: Study) -> int:
     """Trials that came to an end with or without a value; those that died do not count."""
-    return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
+    return len(ended_trials(study))
 
 
 def _exhausted(study: Study, patience: int | None) -> bool:
-    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-    complete = [t for t in done if t.state == TrialState.COMPLETE]
-    if patience is None or not complete:
+    if patience is None or not complete_trials(study):
         return False
     best = best_trial(study)
-    return sum(t.number > best.number for t in done) >= patience
+    return sum(t.number > best.number for t in ended_trials(study)) >= patience
 
 
 def best_trial(study: Study) -> FrozenTrial:
@@ -195,7 +192,7 @@ def best_trial(study: Study) -> FrozenTrial:
     Raises:
         CrepeError: none has a value.
     """
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    complete = complete_trials(study)
     if not complete:
         raise CrepeError("no trial of the search has a value: raise --trials, or choose another --proxy")
     return min(complete, key=lambda t: (t.value, t.number))
@@ -203,12 +200,12 @@ def best_trial(study: Study) -> FrozenTrial:
 
 def _show_best(study: Study, advance: Any) -> None:
     shown = getattr(advance, "__self__", None)
-    if shown is not None and not shown.disable and study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+    if shown is not None and not shown.disable and complete_trials(study):
         shown.set_postfix_str(f"best {best_trial(study).value:.6g}", refresh=False)
 
 
 @contextmanager
-def _quiet() -> Any:
+def _quiet() -> Iterator[None]:
     """optuna's line per trial off; the bar and our own warnings say what matters."""
     import warnings
 

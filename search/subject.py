@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from crepe.criteria.coefficients import Coefficients
 from crepe.masks import apply_mask
 from crepe.models.load import use_eager_experts
 from crepe.models.views import View
-from crepe.pipeline.capture import InputRecorder
+from crepe.pipeline.dense import dense_sums
 from crepe.pipeline.plan import Plan, make_plan
 from crepe.pipeline.prune import scores, statistics_of
-from crepe.pipeline.walk import OutOfOrder, Walk
+from crepe.pipeline.walk import OutOfOrder
 from crepe.recipe import Choices
 from crepe.search.sampled import ENTRIES, Sample
-
-_BATCH = 8
 
 
 @dataclass
@@ -55,8 +52,6 @@ class Subject:
     @contextmanager
     def masked(self, coefficients: Coefficients, views: Sequence[View] | None = None) -> Iterator[None]:
         """The model is pruned with `coefficients` inside (only `views`, where given) and dense again after."""
-        from dataclasses import replace
-
         choices = replace(self.choices, coefficients=coefficients)
         chosen = list(views or self.plan.views)
         dense = self._dense
@@ -79,17 +74,8 @@ def make_subject(
     device = next(model.parameters()).device
     rows, held = rows.to(device), held.to(device)
     try:
-        statistics = _statistics(model, plan, rows)
+        sums = dense_sums(model, plan, rows)
     except OutOfOrder as error:
         plan = plan.as_one_block(model, choices, str(error))
-        statistics = _statistics(model, plan, rows)
-    return Subject(model, plan, choices, kernels, statistics, rows, held, seed)
-
-
-def _statistics(model: Any, plan: Plan, rows: Tensor) -> dict[str, dict[str, Tensor]]:
-    recorder = InputRecorder(plan.views)
-    walk = Walk(model, plan.blocks, list(rows.split(_BATCH)))
-    with walk.started(), recorder, torch.no_grad():
-        for block in plan.blocks:
-            walk.advance(block)
-    return statistics_of(plan.views, recorder.sums)
+        sums = dense_sums(model, plan, rows)
+    return Subject(model, plan, choices, kernels, statistics_of(plan.views, sums), rows, held, seed)

@@ -52,3 +52,15 @@ def tiny_folder(tmp_path: Path) -> Callable[..., str]:
         return str(folder)
 
     return save
+
+
+def fails(capsys: pytest.CaptureFixture[str], code: int, *arguments: str) -> str:
+    """Run a command that fails; returns its only line on stderr."""
+    from crepe.cli.main import main
+
+    capsys.readouterr()
+    assert main(list(arguments)) == code
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if not line.startswith("model: ")]
+    assert captured.out == "" and len(lines) == 1 and lines[0].startswith("crepe: error: "), captured
+    return lines[0]

@@ -1,13 +1,29 @@
-"""Writing safetensors files so that a kill or a full disk never leaves a half-written one behind."""
+"""Writing files so that a kill or a full disk never leaves a half-written one behind."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor
 
 from crepe.errors import CrepeError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write to, which takes its place when all went well: others see it whole, or not at all.
+
+    The name is this process's own, so that several may write the same file.
+    """
+    fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
+    try:
+        yield fresh
+        os.replace(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> int:

@@ -19,16 +19,20 @@ def box_mean(size: Tensor, kernel: int) -> Tensor:
 
 
 def neighbourhood_term(size: Tensor, form: str, kernel: int) -> Tensor:
-    """The term for |W| = `size` (out, in).
+    """The term for |W| = `size` (out, in)."""
+    return term_from_box(size, box_mean(size, kernel), size.mean(), form)
+
+
+def term_from_box(size: Tensor, box: Tensor, mean: Tensor, form: str) -> Tensor:
+    """The term from `box`, the box mean of `size` = |W| (..., out, in), and `mean`, the mean of the whole matrix.
 
     relative: |W| / boxmean (importance among the neighbours)
     context:  boxmean / mean (a strong neighbourhood raises its members)
     product:  |W| * boxmean / mean^2
     """
-    box = box_mean(size, kernel)
     if form == "relative":
         return reciprocal(box).mul_(size)
-    scale = reciprocal(size.mean())
+    scale = reciprocal(mean)
     if form == "context":
-        return box.mul_(scale)
-    return box.mul_(scale * scale).mul_(size)
+        return box * scale
+    return (box * (scale * scale)).mul_(size)

@@ -16,10 +16,9 @@ from crepe.recipe import Recipe
 
 def run_fingerprint(recipe: Recipe, source: Source, device: torch.device) -> dict[str, Any]:
     """Everything that the bytes of the result depend on, as flat names that an error can print."""
-    from crepe.checkpoint.manifest import package_version, published
+    from crepe.checkpoint.manifest import package_version
 
-    fields = {key: list(v) if isinstance(v, tuple) else published(v) for key, v in recipe.result_fields.items()}
-    given = {f"recipe.{key}": value for key, value in fields.items()}
+    given = recipe_entries(recipe)
     for key in ("calibration", "coefficients", "weights"):
         value = getattr(recipe, key)
         path = Path(value or "").expanduser()
@@ -36,14 +35,28 @@ def run_fingerprint(recipe: Recipe, source: Source, device: torch.device) -> dic
     }
 
 
+def recipe_entries(recipe: Recipe) -> dict[str, Any]:
+    """What decides the result, by flat names, as JSON gives it back."""
+    from crepe.checkpoint.manifest import published
+
+    fields = recipe.result_fields.items()
+    return {f"recipe.{key}": list(v) if isinstance(v, tuple) else published(v) for key, v in fields}
+
+
+def first_change(recorded: dict[str, Any], wanted: dict[str, Any]) -> str | None:
+    """The name of the first entry, in alphabetical order, in which two fingerprints differ."""
+    names = sorted(recorded.keys() | wanted.keys())
+    return next((name for name in names if recorded.get(name) != wanted.get(name)), None)
+
+
 def refuse_if_changed(recorded: dict[str, Any], wanted: dict[str, Any], place: Path) -> None:
     """Raises UsageError naming the first entry in which two fingerprints differ."""
-    for key in sorted(recorded.keys() | wanted.keys()):
-        if recorded.get(key) != wanted.get(key):
-            raise UsageError(
-                f"cannot resume {place}: {key} was {recorded.get(key)!r} and is now {wanted.get(key)!r}; "
-                "give the old value, or start again with --overwrite"
-            )
+    key = first_change(recorded, wanted)
+    if key is not None:
+        raise UsageError(
+            f"cannot resume {place}: {key} was {recorded.get(key)!r} and is now {wanted.get(key)!r}; "
+            "give the old value, or start again with --overwrite"
+        )
 
 
 def model_fingerprint(folder: Path, gguf: str | None) -> str:

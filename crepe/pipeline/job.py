@@ -176,8 +176,6 @@ def _prune_object(model: Any, tokenizer: Any, output: Any, fields: dict[str, Any
     recipe = build({"model": getattr(model, "name_or_path", "") or type(model).__name__, **fields})
     choices = choose(recipe)
     if rows is None and _needs_rows(choices):
-        if tokenizer is None:
-            raise UsageError("a model in memory needs tokenizer=, or rows= with calibration tokens (samples, seqlen)")
         rows = make_rows(recipe, tokenizer, lambda: model)
     if output is not None and Path(output).exists():
         require_replaceable(Path(output), Source("", "", Path(recipe.model)))

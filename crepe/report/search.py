@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import html
-import os
 from pathlib import Path
 from typing import Any
 
+from crepe.checkpoint.files import replacing
 from crepe.report.html import document, table
 from crepe.report.plots import bars, scatter
 
@@ -14,9 +14,8 @@ from crepe.report.plots import bars, scatter
 def write_search_report(found: Any) -> Path:
     """Write the report beside the coefficient file of a `crepe.search.find.Found`; returns its path."""
     path = Path(found.output).with_suffix(".html")
-    fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
-    fresh.write_text(_page(found))
-    os.replace(fresh, path)
+    with replacing(path) as fresh:
+        fresh.write_text(_page(found))
     return path
 
 
@@ -44,7 +43,9 @@ def _judged(judged: list[dict[str, Any]]) -> str:
 
 
 def _history(study: Any, proxy: str) -> str:
-    done = [t for t in study.trials if t.value is not None]
+    from crepe.search.samplers.base import complete_trials
+
+    done = complete_trials(study)
     best, bests = done[0].value, []
     for trial in done:
         best = min(best, trial.value)
@@ -59,7 +60,9 @@ def _importance(study: Any) -> str:
     """Which parameters decide whether a point is among the best (PED-ANOVA, Watanabe et al. 2023)."""
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
-    if len([t for t in study.trials if t.value is not None]) < 10:
+    from crepe.search.samplers.base import complete_trials
+
+    if len(complete_trials(study)) < 10:
         return ""
     found = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
     return "<h2>Importance</h2>" + bars(list(found), list(found.values()), "importance (PED-ANOVA)")

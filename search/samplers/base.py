@@ -37,6 +37,16 @@ def place(study: Study, trial: FrozenTrial) -> int:
     return sum(t.state != TrialState.FAIL for t in before)
 
 
+def complete_trials(study: Study) -> list[FrozenTrial]:
+    """Those that have a value."""
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+
+
+def ended_trials(study: Study) -> list[FrozenTrial]:
+    """Those that came to an end, with a value or without one; not those that died."""
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+
+
 class Reseeded(BaseSampler):
     """An optuna sampler without state of its own, made anew for each trial from the seed and the trial's place."""
 

@@ -12,7 +12,7 @@ import numpy
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from crepe.search.samplers.base import SAMPLERS, draw_seed
+from crepe.search.samplers.base import SAMPLERS, draw_seed, ended_trials
 from crepe.search.samplers.point import PointSampler
 from crepe.search.space import Space
 
@@ -42,7 +42,7 @@ class CmaEs(PointSampler):
         """Tell the optimizer every generation that is complete, each of its first trials in order of number."""
         if self._optimizer is None:
             self._optimizer = _new_optimizer(self.space, self.seed)
-        finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        finished = ended_trials(study)
         while True:
             members = [t for t in finished if t.system_attrs.get(_GENERATION) == self._generation]
             size = self._optimizer.population_size

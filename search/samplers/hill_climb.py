@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy
 from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
-from crepe.search.samplers.base import SAMPLERS, draw_seed
+from crepe.search.samplers.base import SAMPLERS, complete_trials, draw_seed
 from crepe.search.samplers.point import PointSampler
 
 # Trials at random before the first step, and the size of a step as a share of each range.
@@ -26,7 +26,7 @@ class HillClimb(PointSampler):
 
     def point(self, study: Study, trial: FrozenTrial, place: int) -> dict[str, Any]:
         source = numpy.random.default_rng(draw_seed(self.seed, place))
-        done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        done = complete_trials(study)
         if place < _START or not done:
             numbers = {name: float(source.uniform(*found)) for name, found in self.space.continuous.items()}
             return numbers | {name: _pick(source, found) for name, found in self.space.categorical.items()}

@@ -15,21 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from conftest import save_tokenizer
+from conftest import fails, save_tokenizer
 from crepe.cli.main import main
 from families import tiny_model
 
 ROWS = ["--samples", "4", "--seqlen", "16"]
-
-
-def _fails(capsys: pytest.CaptureFixture[str], code: int, *arguments: str) -> str:
-    """Run a command that fails; returns its only line on stderr."""
-    capsys.readouterr()
-    assert main(list(arguments)) == code
-    captured = capsys.readouterr()
-    lines = [line for line in captured.err.splitlines() if not line.startswith("model: ")]
-    assert captured.out == "" and len(lines) == 1 and lines[0].startswith("crepe: error: "), captured
-    return lines[0]
 
 
 def test_help_answers_quickly_and_imports_nothing_heavy() -> None:
@@ -142,7 +132,7 @@ def test_bad_input_is_one_line(
         words += ["--calibration", text_file]
     if "--seqlen" not in words and "--recipe" not in words:
         words += ["--seqlen", "16"]
-    line = _fails(capsys, code, "prune", "--output", str(tmp_path / "out"), *words)
+    line = fails(capsys, code, "prune", "--output", str(tmp_path / "out"), *words)
     assert message in line
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
 
@@ -159,7 +149,7 @@ def test_bad_input_is_one_line(
 def test_bad_recipes(text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "r.yaml").write_text(text)
     arguments = ["prune", "--model", "llama", "--output", str(tmp_path / "out"), "--recipe", str(tmp_path / "r.yaml")]
-    assert message in _fails(capsys, 2, *arguments)
+    assert message in fails(capsys, 2, *arguments)
 
 
 def _broken_models(folder: Path, kind: str) -> None:
@@ -212,7 +202,7 @@ def test_broken_models_are_one_line(
     folder = tiny_folder()
     _broken_models(Path(folder), kind)
     arguments = ["prune", "--model", folder, "--output", str(tmp_path / "out"), "--calibration", text_file, *ROWS]
-    assert message in _fails(capsys, 1, *arguments)
+    assert message in fails(capsys, 1, *arguments)
     assert not (tmp_path / "out").exists()
     # The first block may be finished before a broken weight of the second is met; nothing else is left behind.
     assert (tmp_path / "out.partial").exists() == (kind in ("nan", "inf", "shape"))
@@ -222,7 +212,7 @@ def test_an_unwritable_place(
     tiny_folder: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")
-    line = _fails(
+    line = fails(
         capsys, 1, "prune", "--model", tiny_folder(), "--seqlen", "16", "--output", str(tmp_path / "file" / "out")
     )
     assert "cannot write below" in line
@@ -236,7 +226,7 @@ def test_unexpected_failures_are_one_line_too(
 
     monkeypatch.setattr("crepe.pipeline.job.make_plan", broken)
     arguments = ["prune", "--model", tiny_folder(), "--output", str(tmp_path / "out")]
-    assert "unexpected ZeroDivisionError: two lines; CREPE_DEBUG=1" in _fails(capsys, 1, *arguments)
+    assert "unexpected ZeroDivisionError: two lines; CREPE_DEBUG=1" in fails(capsys, 1, *arguments)
     monkeypatch.setenv("CREPE_DEBUG", "1")
     with pytest.raises(ZeroDivisionError):
         main(arguments)

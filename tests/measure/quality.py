@@ -21,10 +21,9 @@ from crepe.calibration.self_text import self_rows
 from crepe.calibration.text import read_corpus
 from crepe.calibration.tokens import packed_rows, windows
 from crepe.eval.perplexity import measure
-from crepe.pipeline.capture import InputRecorder
+from crepe.pipeline.dense import dense_sums
 from crepe.pipeline.plan import make_plan
 from crepe.pipeline.prune import prune_views
-from crepe.pipeline.walk import Walk
 from crepe.recipe import build, choose
 
 PATTERNS = ("unstructured", "2:4")
@@ -33,13 +32,7 @@ PATTERNS = ("unstructured", "2:4")
 def collect(model: Any, rows: Tensor) -> Any:
     """Channel sums of every matrix from one dense pass."""
     plan = make_plan(model, choose(build({"model": "x"})))
-    recorder = InputRecorder(plan.views)
-    walk = Walk(model, plan.blocks, list(rows.split(8)))
-    with walk.started():
-        for block in plan.blocks:
-            with recorder:
-                walk.advance(block)
-    return recorder.sums
+    return dense_sums(model, plan, rows)
 
 
 def prune_with(model: Any, sums: Any, fields: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ import torch
 import yaml
 
 import crepe
+from conftest import fails
 from crepe.cli.main import main
 from crepe.criteria import Coefficients
 from crepe.errors import CrepeError, UsageError
@@ -198,8 +199,6 @@ def test_bad_input(
     (tmp_path / "storage").write_text("nonsense\n")
     path = tmp_path / "c.yaml"
     flags = [str(tmp_path / "storage") if flag == "STORAGE" else flag for flag in flags]
-    capsys.readouterr()
-    assert main(["search", "--model", tiny_folder(), "--output", str(path), "--calibration", text_file, *flags]) == code
-    captured = capsys.readouterr()
-    assert message in captured.err and captured.out == "" and "Traceback" not in captured.err
+    arguments = ["--model", tiny_folder(), "--output", str(path), "--calibration", text_file, *flags]
+    assert message in fails(capsys, code, "search", *arguments)
     assert not path.exists() and (tmp_path / "storage").read_text() == "nonsense\n"
