@@ -22,7 +22,7 @@ def dense_sums(model: Any, plan: Plan, rows: Tensor) -> dict[str, ChannelSums]:
         OutOfOrder: the forward does not pass the blocks in order.
     """
     recorder = InputRecorder(plan.views)
-    walk = Walk(model, plan.blocks, list(rows.split(_BATCH)))
+    walk = Walk(model, plan.blocks, list(torch.split(rows, _BATCH)))
     with walk.started(), recorder, torch.no_grad():
         for block in plan.blocks:
             walk.advance(block)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +47,10 @@ def _history(study: Any, proxy: str) -> str:
     from crepe.search.samplers.base import complete_trials
 
     done = complete_trials(study)
-    best, bests = done[0].value, []
-    for trial in done:
-        best = min(best, trial.value)
-        bests.append(best)
     numbers = [t.number for t in done]
-    return "<h2>History</h2>" + scatter(
-        [(numbers, [t.value for t in done], "trial"), (numbers, bests, "best so far")], "trial", proxy
-    )
+    values = [t.value for t in done if t.value is not None]
+    bests = list(accumulate(values, min))
+    return "<h2>History</h2>" + scatter([(numbers, values, "trial"), (numbers, bests, "best so far")], "trial", proxy)
 
 
 def _importance(study: Any) -> str:
