@@ -29,7 +29,9 @@ class Recipe:
     compare: str | None = None
     coefficients: str | None = None
     allocation: str = "uniform"
+    bounds: tuple[str, ...] = ()
     refine: tuple[str, ...] = ()
+    refit_steps: int = 96
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     calibration: str = "self"
@@ -37,7 +39,7 @@ class Recipe:
     seqlen: int = 512
     batch_size: int = 8
     seed: int = 0
-    pipeline: str = "one-pass"
+    pipeline: str | None = None
     device: str = "auto"
     dtype: str = "auto"
     format: str = "dense"
@@ -47,7 +49,7 @@ class Recipe:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("refine", "include", "exclude"):
+        for name in ("bounds", "refine", "include", "exclude"):
             value = getattr(self, name)
             if isinstance(value, str):
                 object.__setattr__(self, name, tuple(part.strip() for part in value.split(",") if part.strip()))
@@ -71,7 +73,25 @@ class Choices:
     compare: str
     coefficients: Any
     allocation: Any
-    refinements: tuple[Any, ...] = field(default=())
+    refinements: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def sequential(self) -> bool:
+        """Whether each block sees what the pruned ones before it produce: as asked, else where anything is repaired,
+        because repairs can make up for the errors that arrive."""
+        asked = self.recipe.pipeline
+        return asked == "sequential" if asked else bool(self.refinements)
+
+    @property
+    def fits_blocks(self) -> bool:
+        """Whether blocks are fitted to the dense model's, which then has to walk beside the pruned one."""
+        return any(found.sequential for found in self.refinements.values())
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Statistics that criterion and refinements want."""
+        wanted = [self.criterion.needs, *(found.needs for found in self.refinements.values())]
+        return frozenset().union(*wanted)
 
 
 def build(given: dict[str, Any]) -> Recipe:
@@ -100,15 +120,14 @@ def choose(recipe: Recipe) -> Choices:
     criterion = CRITERIA.get(recipe.method)
     pattern = parse_pattern(recipe.pattern)
     sparsity = _sparsity(recipe, pattern)
+    compare = recipe.compare or criterion.compare
+    refinements = {name: REFINEMENTS.get(name) for name in recipe.refine}
+    for name, refinement in refinements.items():
+        refinement.require_fit(name, pattern, compare)
+    allocation = ALLOCATIONS.get(recipe.allocation)
+    _require_consistent(recipe, pattern, refinements)
     return Choices(
-        recipe,
-        criterion,
-        pattern,
-        sparsity,
-        recipe.compare or criterion.compare,
-        _coefficients(recipe, sparsity),
-        ALLOCATIONS.get(recipe.allocation),
-        tuple(REFINEMENTS.get(name) for name in recipe.refine),
+        recipe, criterion, pattern, sparsity, compare, _coefficients(recipe, sparsity), allocation, refinements
     )
 
 
@@ -163,12 +182,13 @@ def _require_ranges(recipe: Recipe) -> None:
         raise UsageError(
             f"sparsity {recipe.sparsity} is outside 0..1: give the share of weights to remove, such as 0.5"
         )
-    for name in ("samples", "seqlen", "batch_size"):
+    for name in ("samples", "seqlen", "batch_size", "refit_steps"):
         if getattr(recipe, name) < 1:
             raise UsageError(f"{name} = {getattr(recipe, name)}: it must be at least 1")
     if recipe.seqlen < 2:
         raise UsageError(f"seqlen = {recipe.seqlen}: a row needs at least 2 tokens")
-    _require_choice("pipeline", recipe.pipeline, PIPELINES)
+    if recipe.pipeline is not None:
+        _require_choice("pipeline", recipe.pipeline, PIPELINES)
     _require_choice("format", recipe.format, FORMATS)
     _require_comparable(recipe)
 
@@ -181,8 +201,24 @@ def _require_comparable(recipe: Recipe) -> None:
     _require_choice("compare", recipe.compare, COMPARE)
     if recipe.pattern != "unstructured":
         raise UsageError(f"compare = {recipe.compare!r}: only for the unstructured pattern, not {recipe.pattern!r}")
-    if recipe.compare == "global" and recipe.pipeline != "one-pass":
+    if recipe.compare == "global" and (recipe.pipeline == "sequential" or (recipe.refine and not recipe.pipeline)):
         raise UsageError("compare = 'global' needs the scores of all tensors at once: use --pipeline one-pass")
+
+
+def _require_consistent(recipe: Recipe, pattern: Any, refinements: dict[str, Any]) -> None:
+    """Raises UsageError for words that are each right and do not go together."""
+    if recipe.allocation != "uniform" and pattern.fixed_sparsity is not None:
+        raise UsageError(
+            f"allocation {recipe.allocation!r} has nothing to divide: every tensor of pattern {pattern} has sparsity "
+            f"{pattern.fixed_sparsity:g}; give alternatives, such as --pattern dense+{pattern}"
+        )
+    if recipe.compare == "global" and recipe.allocation != "uniform":
+        raise UsageError("compare = 'global' divides the sparsity by itself: leave the allocation out")
+    fitting = [name for name, found in refinements.items() if found.sequential]
+    if recipe.pipeline == "one-pass" and fitting:
+        raise UsageError(f"refinement {fitting[0]!r} fits blocks to the inputs they will get: leave --pipeline out")
+    if len(recipe.refine) != len(refinements):
+        raise UsageError(f"refine = {','.join(recipe.refine)!r} names a refinement twice")
 
 
 def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

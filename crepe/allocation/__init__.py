@@ -1,5 +1,5 @@
 """How the global sparsity is divided over tensors: one file per rule."""
 
-from crepe.allocation.base import ALLOCATIONS, Allocation
+from crepe.allocation.base import ALLOCATIONS, Allocation, Budget
 
-__all__ = ["ALLOCATIONS", "Allocation"]
+__all__ = ["ALLOCATIONS", "Allocation", "Budget"]

@@ -38,6 +38,7 @@ def manifest(
         "seed": recipe.seed,
         "sparsity": result.sparsity,
         "tensors": {name: report.to_dict() for name, report in result.tensors.items()},
+        "fits": result.fits,
         "skipped": result.skipped,
         "notes": result.notes,
         "fingerprint": fingerprint,

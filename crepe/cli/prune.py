@@ -10,17 +10,18 @@ _TEXT = [
     ("--weights", "FILE", "safetensors file with other weights for the architecture of --model"),
     ("--revision", "REV", "branch, tag or commit of a Hub model"),
     ("--output", "DIR", "folder to write; must not exist"),
-    ("--recipe", "NAME|FILE", "a shipped recipe (fast) or a YAML file; flags overrule it"),
+    ("--recipe", "NAME|FILE", "a shipped recipe (fast, balanced, best) or a YAML file; flags overrule it"),
     ("--method", "NAME", "importance score: crepe (default), ria, wanda, magnitude"),
-    ("--pattern", "P", "unstructured (default) or N:M such as 2:4"),
+    ("--pattern", "P", "unstructured (default), N:M such as 2:4, or a choice such as dense+2:4"),
     ("--compare", "GROUP", "unstructured: compare weights over the tensor, each output row, or the global model"),
     ("--coefficients", "FILE", "YAML file with the coefficients of the crepe score"),
-    ("--allocation", "NAME", "how the sparsity is divided over tensors (default uniform)"),
-    ("--refine", "A,B", "refinements after selection, in order"),
+    ("--allocation", "NAME", "how the sparsity is divided over tensors: uniform (default), owl, alpha, error"),
+    ("--bounds", "GLOB=LOW:HIGH,...", "lowest and highest sparsity of the tensors of these names, for --allocation"),
+    ("--refine", "A,B", "refinements, in order: permute, fold, dsnot, swaps, sparsegpt, optimal, cg, admm, refit"),
     ("--include", "GLOBS", "parameters to prune although they stay dense by default, such as '*.router.*'"),
     ("--exclude", "GLOBS", "parameters to leave dense, such as '*.down_proj.*'"),
     ("--calibration", "SRC", "self (default: the model writes it), wikitext2, c4, a Hub data set or a text file"),
-    ("--pipeline", "NAME", "one-pass (default: dense statistics) or sequential (errors propagate, twice the time)"),
+    ("--pipeline", "NAME", "one-pass (dense statistics; the default without --refine) or sequential (errors propagate)"),
     ("--device", "D", "auto (default), cpu, cuda, cuda:1, ..."),
     ("--dtype", "T", "auto (default: the checkpoint's), bfloat16, float16, float32"),
     ("--format", "F", "dense (default)"),
@@ -29,6 +30,7 @@ _NUMBERS = [
     ("--sparsity", float, "S", "share of weights to remove (default 0.5; N:M has its own)"),
     ("--samples", int, "N", "calibration rows (default 64)"),
     ("--seqlen", int, "L", "tokens per calibration row (default 512)"),
+    ("--refit-steps", int, "N", "steps of --refine refit on each block (default 96)"),
     ("--batch-size", int, "B", "rows per forward (default 8); halved where memory does not suffice"),
     ("--seed", int, "S", "seed of every choice (default 0)"),
 ]
@@ -95,7 +97,7 @@ def _dry_run(given: dict[str, Any], as_json: bool) -> None:
     recipe = build(given)
     choices = choose(recipe)
     source, model, plan = prepare(recipe, choices)
-    needs = estimate(model, plan, recipe, in_memory=bool(source.gguf or recipe.weights or recipe.calibration == "self"))
+    needs = estimate(model, plan, choices, in_memory=bool(source.gguf or recipe.weights or recipe.calibration == "self"))
     weights = sum(shape[0] * shape[1] for shape in plan.shapes.values())
     result = {
         "source": str(source),

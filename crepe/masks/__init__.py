@@ -1,17 +1,23 @@
 """The mask API: patterns, exact selection, counting, checking, packing. Knows tensors only."""
 
 from crepe.masks.mask_set import Mask, MaskSet
+from crepe.masks.matrix import Matrix, output_error
+from crepe.masks.mixed import Dense, Mixed
 from crepe.masks.pattern import NofM, Pattern, Unstructured, parse_pattern
 from crepe.masks.select import apply_mask, kept_count, select_largest, select_n_of_m
 
 __all__ = [
+    "Dense",
     "Mask",
     "MaskSet",
+    "Matrix",
+    "Mixed",
     "NofM",
     "Pattern",
     "Unstructured",
     "apply_mask",
     "kept_count",
+    "output_error",
     "parse_pattern",
     "select_largest",
     "select_n_of_m",

@@ -14,14 +14,25 @@ from crepe.errors import CrepeError
 from crepe.masks.pattern import Pattern, parse_pattern
 
 _FORMAT = "crepe-masks-1"
+# Behind a mask's name: the tensor that holds the order of its columns.
+_ORDER = "@order"
 
 
 @dataclass(frozen=True, eq=False)
 class Mask:
-    """kept: bool (out, in), True = kept; `pattern` is what it was selected for."""
+    """kept: bool (out, in), True = kept; `pattern` is what it was selected for.
+
+    order: (in,) int64 where the pattern holds for the columns in this order (`kept[:, order]`) instead of as they are.
+    """
 
     kept: Tensor
     pattern: Pattern
+    order: Tensor | None = None
+
+    @property
+    def violations(self) -> int:
+        """Groups that break the pattern."""
+        return self.pattern.violations(self.kept if self.order is None else self.kept[:, self.order])
 
     @property
     def zeros(self) -> int:
@@ -56,7 +67,7 @@ class MaskSet(Mapping[str, Mask]):
     def check(self) -> None:
         """Raises CrepeError naming the first tensor whose mask breaks its pattern."""
         for name, mask in self.items():
-            broken = mask.pattern.violations(mask.kept)
+            broken = mask.violations
             if broken:
                 raise CrepeError(f"mask of {name!r} breaks pattern {mask.pattern} in {broken} groups")
 
@@ -78,7 +89,7 @@ class MaskSet(Mapping[str, Mask]):
                         f"masks of {name!r} differ in shape: {tuple(kept.shape)} and {tuple(other[name].kept.shape)}"
                     )
                 kept = operation(kept, other[name].kept)  # type: ignore[operator]
-            combined[name] = Mask(kept, mask.pattern)
+            combined[name] = Mask(kept, mask.pattern, mask.order)
         return MaskSet(combined)
 
     def save(self, path: str | Path) -> None:
@@ -87,8 +98,9 @@ class MaskSet(Mapping[str, Mask]):
         save_packed(path, self.packed(), described)
 
     def packed(self) -> dict[str, Tensor]:
-        """The masks with eight weights per byte, by name."""
-        return {name: pack_bits(mask.kept) for name, mask in self.items()}
+        """The masks with eight weights per byte, by name; orders of columns, where there are any, beside them."""
+        orders = {name + _ORDER: mask.order.int() for name, mask in self.items() if mask.order is not None}
+        return {name: pack_bits(mask.kept) for name, mask in self.items()} | orders
 
     @classmethod
     def load(cls, path: str | Path) -> MaskSet:
@@ -101,7 +113,10 @@ class MaskSet(Mapping[str, Mask]):
                 if _FORMAT not in metadata:
                     raise CrepeError(f"{path} is no mask file: its metadata lack {_FORMAT!r}")
                 described = json.loads(metadata[_FORMAT])
-                return cls({name: _read_mask(file.get_tensor(name), about) for name, about in described.items()})
+                present = set(file.keys())
+                orders = {n: file.get_tensor(n + _ORDER).long() for n in described if n + _ORDER in present}
+                masks = {n: _read_mask(file.get_tensor(n), about, orders.get(n)) for n, about in described.items()}
+                return cls(masks)
         except (SafetensorError, OSError) as error:
             raise CrepeError(f"cannot read masks from {path}: {error}") from error
 
@@ -117,9 +132,9 @@ def save_packed(
     save_file(dict(packed), path, metadata={_FORMAT: json.dumps(about)})
 
 
-def _read_mask(packed: Tensor, about: dict[str, object]) -> Mask:
+def _read_mask(packed: Tensor, about: dict[str, object], order: Tensor | None) -> Mask:
     shape: tuple[int, ...] = tuple(about["shape"])  # type: ignore[arg-type]
-    return Mask(unpack_bits(packed, shape), parse_pattern(str(about["pattern"])))
+    return Mask(unpack_bits(packed, shape), parse_pattern(str(about["pattern"])), order)
 
 
 def pack_bits(mask: Tensor) -> Tensor:

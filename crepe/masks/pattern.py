@@ -25,9 +25,27 @@ class Pattern:
         """The sparsity that the pattern dictates, None where it is free."""
         return None
 
+    @property
+    def sparsities(self) -> tuple[float, ...] | None:
+        """The sparsities that a matrix may have, rising; None where any is possible."""
+        return None if self.fixed_sparsity is None else (self.fixed_sparsity,)
+
+    def sparsities_of(self, shape: tuple[int, ...]) -> tuple[float, ...] | None:
+        """Those of `sparsities` that a matrix of `shape` (out, in) can carry; None where any is possible."""
+        return () if self.obstacle(shape) else self.sparsities
+
     def obstacle(self, shape: tuple[int, ...]) -> str | None:
         """Why a matrix of `shape` (out, in) cannot carry this pattern, None where it can."""
         return None
+
+    @property
+    def alternatives(self) -> tuple[Pattern, ...]:
+        """What `option_for` chooses from."""
+        return (self,)
+
+    def option_for(self, sparsity: float, score: Tensor | None = None) -> Pattern:
+        """The pattern that a matrix with this sparsity and score gets: itself unless the pattern offers a choice."""
+        return self
 
     def select(self, score: Tensor, sparsity: float, compare: Compare = "tensor") -> Tensor:
         """Mask of the weights to keep. score: (out, in), higher = keep; returns bool (out, in)."""
@@ -89,16 +107,23 @@ class NofM(Pattern):
 
 
 def parse_pattern(text: str) -> Pattern:
-    """`unstructured` or `N:M` with 0 < N < M.
+    """`unstructured`, `N:M` with 0 < N < M, `dense`, or alternatives for each tensor such as `dense+2:4+4:8`.
 
     Raises:
         UsageError: anything else.
     """
+    if "+" in text or text.strip() == "dense":
+        # The mixed patterns build on those of this file.
+        from crepe.masks.mixed import parse_mixed
+
+        return parse_mixed(text)
     if text == "unstructured":
         return Unstructured()
     found = re.fullmatch(r"(\d+):(\d+)", text.strip())
     if not found:
-        raise UsageError(f"unknown pattern {text!r}: use 'unstructured' or N:M such as 2:4")
+        raise UsageError(
+            f"unknown pattern {text!r}: use 'unstructured', N:M such as 2:4, or a choice such as dense+2:4"
+        )
     n, m = int(found[1]), int(found[2])
     if not 0 < n < m:
         raise UsageError(f"impossible pattern {text!r}: N:M keeps N of M weights and needs 0 < N < M, such as 2:4")

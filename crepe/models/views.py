@@ -39,10 +39,12 @@ class View:
 
     def matrix(self) -> Tensor:
         """The weights as (out, in), sharing memory with the parameter: writing to it writes back."""
-        weight = self.parameter.detach()
-        if self.expert is not None:
-            weight = weight[self.expert]
-        return weight.T if self.transposed else weight
+        return self.part_of(self.parameter.detach())
+
+    def part_of(self, tensor: Tensor) -> Tensor:
+        """What belongs to this view of a tensor that is shaped as the parameter, as (out, in), sharing its memory."""
+        part = tensor if self.expert is None else tensor[self.expert]
+        return part.T if self.transposed else part
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ a module uses another module's weight directly.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from crepe.calibration.statistics import ChannelSums, channel_square_sum
+from crepe.calibration.statistics import ChannelSums
 from crepe.models.views import View
 
 # Which positional argument is the input and which the weight. Plain products also occur with the weight first.
@@ -91,20 +91,24 @@ def _entry(output: Tensor, index: int) -> Tensor:
 
 
 class InputRecorder(ProductObserver):
-    """Adds up channel statistics of the inputs of `views` while it is active. State only; the sums are pure."""
+    """Adds up statistics of the inputs of `views` while it is active. State only; the sums are pure.
 
-    def __init__(self, views: Sequence[View]) -> None:
+    needs: what is summed beside the squares: `mean`, `gram`.
+    """
+
+    def __init__(self, views: Sequence[View], needs: Collection[str] = frozenset()) -> None:
         super().__init__(views)
-        self.sums = {view.name: ChannelSums.empty(view.shape[1], view.parameter.device) for view in views}
-        self._last: tuple[Tensor, int, Tensor] | None = None
+        self._needs = needs
+        self.sums = {view.name: ChannelSums.empty(view.shape[1], view.parameter.device, needs) for view in views}
+        self._last: tuple[Tensor, int, ChannelSums] | None = None
 
     def observe(self, view: View, inputs: Tensor, output: Tensor, part: Part) -> None:
-        self.sums[view.name].add(self._square_sum(inputs), inputs.numel() // inputs.shape[-1])
+        self.sums[view.name].add(self._sums_of(inputs))
 
-    def _square_sum(self, inputs: Tensor) -> Tensor:
+    def _sums_of(self, inputs: Tensor) -> ChannelSums:
         """Query, key and value see the very same tensor: it is summed once."""
         if self._last and self._last[0] is inputs and self._last[1] == inputs._version:
             return self._last[2]
-        result = channel_square_sum(inputs)
+        result = ChannelSums.of(inputs, self._needs)
         self._last = (inputs, inputs._version, result)
         return result

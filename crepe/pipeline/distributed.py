@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from crepe.calibration.statistics import ChannelSums
 
@@ -43,17 +44,20 @@ def share(batches: Sequence[T]) -> list[T]:
 
 def add_up(sums: dict[str, ChannelSums]) -> dict[str, ChannelSums]:
     """Sums over all ranks, the same bytes on every rank."""
-    if not _started() or not sums:
+    if not _started():
         return sums
-    counts = torch.tensor([s.tokens for s in sums.values()], dtype=torch.float64)
-    flat = torch.cat([s.square_sum.cpu() for s in sums.values()] + [counts]).to(_device())
-    torch.distributed.all_reduce(flat)
-    torch.distributed.broadcast(flat, 0)
-    parts = torch.split(flat.cpu(), [len(s.square_sum) for s in sums.values()] + [len(sums)])
-    return {
-        name: ChannelSums(part.to(old.square_sum.device), int(tokens))
-        for (name, old), part, tokens in zip(sums.items(), parts[:-1], parts[-1], strict=True)
-    }
+    for found in sums.values():
+        for name in found.present:
+            setattr(found, name, _over_ranks(getattr(found, name)))
+        found.tokens = int(_over_ranks(torch.tensor(float(found.tokens), dtype=torch.float64)))
+    return sums
+
+
+def _over_ranks(tensor: Tensor) -> Tensor:
+    shared = tensor.to(_device())
+    torch.distributed.all_reduce(shared)
+    torch.distributed.broadcast(shared, 0)
+    return shared.to(tensor.device)
 
 
 def from_main(value: T | None) -> T:

@@ -23,12 +23,16 @@ from crepe.pipeline.journal import Journal, is_started, work_folder
 from crepe.pipeline.output import require_replaceable, require_room
 from crepe.pipeline.plan import Plan, make_plan
 from crepe.pipeline.prune import TensorReport
+from crepe.pipeline.run import Runner
 from crepe.recipe import Choices, Recipe, build, choose
 
 
 @dataclass
 class Result:
-    """What a run did. sparsity: achieved over the pruned tensors; peak_memory_bytes: of this process, resident."""
+    """What a run did. sparsity: achieved over the pruned tensors; peak_memory_bytes: of this process, resident.
+
+    fits: by block and block refinement, the block's error on held-out batches before and after.
+    """
 
     output: str | None
     sparsity: float
@@ -37,6 +41,7 @@ class Result:
     skipped: list[dict[str, Any]]
     source: str
     tensors: dict[str, TensorReport] = field(repr=False, default_factory=dict)
+    fits: dict[str, dict[str, list[float]]] = field(repr=False, default_factory=dict)
     notes: list[str] = field(default_factory=list)
     model: Any = field(default=None, repr=False)
 
@@ -154,13 +159,13 @@ def _from_journal(run: _Run, journal: Journal) -> Result:
     if run.model is None:
         offload = journal.folder / f"offload-{distributed.rank()}"
         run.model = open_model(run.source, recipe.dtype, offload, recipe.trust_remote_code, recipe.weights)
-    plan, store, reports = _walk(run.model, run.choices, run.device, journal, rows)
-    result = _result(str(run.output), plan, reports, run.started, str(run.source))
+    done = _walk(run.model, run.choices, run.device, journal, rows)
+    result = _result(str(run.output), done, run.started, str(run.source))
     if distributed.is_main():
-        final = assemble(journal.folder, run.model, plan.blocks, store)
+        final = assemble(journal.folder, run.model, done.plan.blocks, done.store)
         run.tokenizer.save_pretrained(final)
         if recipe.save_masks:
-            combine_masks(journal.folder, len(plan.blocks), reports, final / "masks.safetensors")
+            combine_masks(journal.folder, len(done.plan.blocks), done.reports, final / "masks.safetensors")
         _describe(final, run.choices, run.source, rows, result, run.fingerprint)
         # A resumed run replaces what it was started to replace.
         publish(final, run.output, recipe.overwrite or recipe.resume)
@@ -184,9 +189,9 @@ def _prune_object(model: Any, tokenizer: Any, output: Any, fields: dict[str, Any
     use_eager_experts(model)
     device = next(model.parameters()).device
     training = model.training
-    plan, _, reports = _walk(model.eval(), choices, device, None, rows)
+    done = _walk(model.eval(), choices, device, None, rows)
     model.train(training)
-    result = _result(str(output) if output else None, plan, reports, started, recipe.model)
+    result = _result(str(output) if output else None, done, started, recipe.model)
     result.model = model
     if output is not None and distributed.is_main():
         _save_object(model, tokenizer, Path(output), choices, rows, result)
@@ -210,7 +215,7 @@ def _save_object(
 
 
 def _needs_rows(choices: Choices) -> bool:
-    return bool(choices.criterion.needs)
+    return bool(choices.needs | choices.allocation.needs) or choices.fits_blocks
 
 
 def _already_there(run: _Run) -> Result:
@@ -222,7 +227,8 @@ def _already_there(run: _Run) -> Result:
     shutil.rmtree(work_folder(run.output), ignore_errors=True)
     reports = {name: TensorReport(**about) for name, about in content["tensors"].items()}
     base = content["base_model"]["name"]
-    return Result(str(run.output), content["sparsity"], 0.0, 0, content["skipped"], base, reports, content["notes"])
+    skipped, fits, notes = content["skipped"], content.get("fits", {}), content["notes"]
+    return Result(str(run.output), content["sparsity"], 0.0, 0, skipped, base, reports, fits, notes)
 
 
 def _open_journal(run: _Run) -> Journal:
@@ -268,7 +274,7 @@ def _rows(run: _Run, work: Path) -> Tensor:
 
 def _walk(
     model: Any, choices: Choices, device: torch.device, journal: Journal | None, rows: Tensor | None
-) -> tuple[Plan, Any, dict[str, TensorReport]]:
+) -> Runner:
     """Walk with the largest batch that fits; the whole model at once where its blocks cannot be walked.
 
     Raises:
@@ -277,14 +283,14 @@ def _walk(
     """
     from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
-    from crepe.pipeline.run import Runner
     from crepe.pipeline.walk import OutOfOrder
 
     plan, batch_size = make_plan(model, choices), choices.recipe.batch_size
     while True:
         runner = Runner(model, plan, choices, device, journal)
         try:
-            return plan, runner.store, runner.prune(rows, batch_size)
+            runner.prune(rows, batch_size)
+            return runner
         except OutOfOrder as error:
             _require_restart(runner, f"the forward does not pass the blocks in order (at {error}), noticed too late")
             plan = plan.as_one_block(model, choices, str(error))
@@ -303,15 +309,23 @@ def _require_restart(runner: Any, reason: str, possible: bool = True) -> None:
         raise CrepeError(f"{reason}: start again with a smaller --batch-size or --seqlen")
 
 
-def _result(output: str | None, plan: Plan, reports: dict[str, TensorReport], started: float, source: str) -> Result:
+def _result(output: str | None, done: Runner, started: float, source: str) -> Result:
+    plan, reports = done.plan, done.reports
     total = sum(report.total for report in reports.values())
     zeros = sum(report.zeros for report in reports.values())
     unseen = [name for name, report in reports.items() if not report.tokens and "[" not in name]
     notes = list(plan.notes)
     if unseen and any(report.tokens for report in reports.values()):
         notes.append(f"{len(unseen)} matrices saw no input and were scored by their weights alone, such as {unseen[0]}")
+    stuck = [name for name, report in reports.items() if report.columns != "folded"]
+    if "fold" in done.choices.recipe.refine and stuck:
+        notes.append(
+            f"{len(stuck)} matrices keep the order of their columns, such as {stuck[0]}: nothing beside them in their "
+            "block produces their inputs row by row"
+        )
     skipped = [{"name": s.name, "shape": list(s.shape), "reason": s.reason} for s in plan.skipped]
-    return Result(output, zeros / total, time.perf_counter() - started, peak_memory(), skipped, source, reports, notes)
+    seconds = time.perf_counter() - started
+    return Result(output, zeros / total, seconds, peak_memory(), skipped, source, reports, done.fits, notes)
 
 
 def peak_memory() -> int:

@@ -15,18 +15,24 @@ from crepe.models.blocks import Block, find_blocks
 from crepe.models.views import UNKNOWN_LAYOUT, Inventory, Skipped, View, inventory, matches, outside
 from crepe.recipe import Choices, Recipe
 
+# Products with the Gram matrix that a refinement of one matrix comes to, about.
+_SOLVES = 8
 # transformers, torch and Python themselves, resident before any weight is read.
 _BASE_BYTES = 600 << 20
 
 
 @dataclass(frozen=True)
 class Plan:
-    """blocks and inventories go together; without a block list the whole model is the only block."""
+    """blocks and inventories go together; without a block list the whole model is the only block.
+
+    sequential: each block sees what the pruned ones before it produce.
+    """
 
     blocks: list[Block]
     inventories: list[Inventory]
     outside: list[Skipped]
     notes: list[str]
+    sequential: bool = False
 
     @property
     def views(self) -> list[View]:
@@ -72,9 +78,12 @@ def _plan_over(model: Any, choices: Choices, found: list[Block], why_not: str) -
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     inventories = [inventory(block, head, recipe.include, recipe.exclude, tied, kept_out) for block in blocks]
     notes = [] if found else [f"{why_not}: one full forward with the whole model in memory"]
-    plan = Plan(blocks, inventories, outside(model, found) if found else [], [*notes, *_unread(inventories)])
-    if not found and recipe.pipeline == "sequential":
-        raise UsageError(f"{why_not}, so the pipeline cannot be sequential: use --pipeline one-pass")
+    left = outside(model, found) if found else []
+    plan = Plan(blocks, inventories, left, [*notes, *_unread(inventories)], choices.sequential and bool(found))
+    if not found and (recipe.pipeline == "sequential" or choices.fits_blocks):
+        raise UsageError(
+            f"{why_not}, so the pipeline cannot be sequential: use --pipeline one-pass, without refinements of blocks"
+        )
     _require_matches(model, recipe)
     _require_fit(plan, choices.pattern)
     return plan
@@ -120,19 +129,39 @@ class Estimate:
     seconds: float
 
 
-def estimate(model: Any, plan: Plan, recipe: Recipe, in_memory: bool) -> Estimate:
-    """Rough needs of a run; the speed is that of a short matrix product on this machine, in the model's dtype."""
+def estimate(model: Any, plan: Plan, choices: Choices, in_memory: bool) -> Estimate:
+    """Rough needs of a run; the speed is that of short matrix products on this machine, in the model's dtype."""
+    recipe = choices.recipe
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     blocks = [sum(p.numel() * p.element_size() for p in b.module.parameters()) for b in plan.blocks]
     largest = max(shape[0] * shape[1] for shape in plan.shapes.values())
     tokens = recipe.samples * recipe.seqlen
     hidden = getattr(model.config.get_text_config(), "hidden_size", 1024)
-    activations = tokens * hidden * 2 * 4
-    memory = _BASE_BYTES + (size if in_memory else max(blocks)) + 5 * 4 * largest + activations
-    passes = 2 if recipe.pipeline == "sequential" else 1
-    pruned = sum(shape[0] * shape[1] for shape in plan.shapes.values())
-    seconds = 2.0 * pruned * tokens * passes / _matmul_speed(model.dtype, recipe) + pruned * 4e-8
-    return Estimate(memory, size, seconds)
+    # Inputs and outputs of one block; with a dense stream its inputs and the targets as well.
+    activations = tokens * hidden * model.dtype.itemsize * (4 if choices.fits_blocks else 2)
+    grams = 4 * max(sum(v.shape[1] ** 2 for v in found.views) for found in plan.inventories) if _grams(choices) else 0
+    # Weights, gradients and two moments in float32.
+    fit = 16 * max(sum(p.numel() for p in b.module.parameters()) for b in plan.blocks) if choices.fits_blocks else 0
+    memory = _BASE_BYTES + (size if in_memory else max(blocks)) + 5 * 4 * largest + activations + grams + fit
+    return Estimate(memory, size, _seconds(model, plan, choices, tokens))
+
+
+def _grams(choices: Choices) -> bool:
+    return "gram" in choices.needs | choices.allocation.needs
+
+
+def _seconds(model: Any, plan: Plan, choices: Choices, tokens: int) -> float:
+    """Forwards, Gram matrices, solvers and steps of a fit, each by its operations."""
+    recipe, pruned = choices.recipe, sum(out * inputs for out, inputs in plan.shapes.values())
+    speed, exact = _matmul_speed(model.dtype, recipe), _matmul_speed(torch.float32, recipe)
+    passes = 1 + plan.sequential + choices.fits_blocks + (choices.allocation.measure is not None)
+    steps = recipe.refit_steps * min(recipe.batch_size, recipe.samples) * recipe.seqlen if choices.fits_blocks else 0
+    seconds = (2.0 * tokens * passes + 6.0 * steps) * pruned / speed + pruned * 4e-8
+    if _grams(choices):
+        squares = sum({(v.owner, v.shape[1]): v.shape[1] ** 2.0 for f in plan.inventories for v in f.views}.values())
+        solves = sum(2.0 * out * inputs**2 for out, inputs in plan.shapes.values()) * _SOLVES * len(choices.refinements)
+        seconds += (2.0 * tokens * squares + solves) / exact
+    return seconds
 
 
 def _matmul_speed(dtype: torch.dtype, recipe: Recipe) -> float:

@@ -1,9 +1,9 @@
-"""Selection and masking of one block: scores, sparsities, masks, weights written back."""
+"""Selection, masking and repair of the matrices of one block: scores, sparsities, masks, weights written back."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -11,14 +11,23 @@ from torch import Tensor
 
 from crepe.calibration.statistics import ChannelSums, fill_unseen_experts
 from crepe.criteria import score
-from crepe.masks import Mask, apply_mask
+from crepe.masks import Mask, Matrix, apply_mask, output_error
 from crepe.models.views import View
 from crepe.recipe import Choices
+from crepe.refine import Refinement
+
+Statistics = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class TensorReport:
-    """What became of one weight matrix. error: share of the output energy that was removed (see output_error)."""
+    """What became of one weight matrix.
+
+    error: share of the output energy that was lost, from the Gram matrix of the inputs where it was collected, else
+    from their norms (see norm_error). steps: that share after selection and after each refinement of the matrix.
+    columns: `in place`; `folded` where they were reordered in the model, with the rows that produce them; `permuted mask`
+    where the pattern holds in another order than that in which they are stored.
+    """
 
     shape: tuple[int, int]
     pattern: str
@@ -26,12 +35,14 @@ class TensorReport:
     total: int
     error: float
     tokens: int
+    steps: dict[str, float] = field(default_factory=dict)
+    columns: str = "in place"
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def statistics_of(views: list[View], sums: Mapping[str, ChannelSums]) -> dict[str, dict[str, Tensor]]:
+def statistics_of(views: list[View], sums: Mapping[str, ChannelSums]) -> dict[str, Statistics]:
     """Statistics by view name; experts that saw no token take the mean of their layer, unseen matrices count ones."""
     by_parameter: dict[str, list[View]] = {}
     for view in views:
@@ -39,7 +50,7 @@ def statistics_of(views: list[View], sums: Mapping[str, ChannelSums]) -> dict[st
     found = {}
     for group in by_parameter.values():
         filled = fill_unseen_experts([sums[view.name] for view in group])
-        found.update({view.name: {"norm": s.norm} for view, s in zip(group, filled, strict=True)})
+        found.update({view.name: s.statistics() for view, s in zip(group, filled, strict=True)})
     return found
 
 
@@ -52,45 +63,84 @@ def scores(
         yield view, score(choices.criterion, view.matrix(), statistics[view.name], coefficients, view.name)
 
 
+def matrices(
+    views: list[View], statistics: dict[str, Statistics], sparsities: Mapping[str, float], choices: Choices
+) -> Iterator[tuple[View, Matrix]]:
+    """Every view with its mask selected, one at a time."""
+    compare = "tensor" if choices.compare == "global" else choices.compare
+    for view, importance in scores(views, statistics, choices):
+        sparsity = sparsities[view.name]
+        pattern = choices.pattern.option_for(sparsity, importance)
+        kept = pattern.select(importance, sparsity, compare)
+        dense = view.matrix().float()
+        found = statistics[view.name]
+        yield view, Matrix(dense, dense * kept, kept, importance, found, pattern, sparsity, compare)
+
+
 def prune_views(
     views: list[View],
     sums: Mapping[str, ChannelSums],
     sparsities: Mapping[str, float],
     choices: Choices,
+    folded: Collection[str] = (),
 ) -> tuple[dict[str, TensorReport], dict[str, Mask]]:
-    """Zero the least important weights of every view in place.
+    """Zero the least important weights of every view in place, and repair what is left.
+
+    folded: names of views whose columns were reordered in the model, for the report.
 
     Returns:
         A report and the mask of each view, by name.
     """
     statistics = statistics_of(views, sums)
-    compare = "tensor" if choices.compare == "global" else choices.compare
     reports: dict[str, TensorReport] = {}
     masks: dict[str, Mask] = {}
-    for view, importance in scores(views, statistics, choices):
-        kept = choices.pattern.select(importance, sparsities[view.name], compare)
-        weight = view.matrix()
-        for refine in choices.refinements:
-            weight, kept = refine(weight, kept, statistics[view.name], choices.pattern)
-        reports[view.name] = _write_back(view, weight, kept, statistics[view.name]["norm"], choices, sums)
-        masks[view.name] = Mask(kept.cpu(), choices.pattern)
+    for view, selected in matrices(views, statistics, sparsities, choices):
+        matrix, steps = refined(selected, choices)
+        reports[view.name] = _write_back(view, matrix, steps, sums[view.name].tokens, view.name in folded)
+        masks[view.name] = Mask(matrix.kept.cpu(), matrix.pattern, None if matrix.order is None else matrix.order.cpu())
+        # A Gram matrix is as large as a weight matrix: it goes as soon as it is used.
+        statistics[view.name].clear()
     return reports, masks
 
 
+def refined(matrix: Matrix, choices: Choices) -> tuple[Matrix, dict[str, float]]:
+    """`matrix` after every refinement of matrices, and the output error after each step.
+
+    A step that makes the output error larger is not taken: the matrix stays as it was before it.
+    """
+    wanted = {name: found for name, found in choices.refinements.items() if isinstance(found, Refinement)}
+    if not wanted or bool(matrix.kept.all()):
+        return matrix, {}
+    error = output_error(matrix.dense, matrix.weight, matrix.gram)
+    steps = {"select": error}
+    for name, refinement in wanted.items():
+        candidate = refinement.function(matrix)
+        found = output_error(candidate.dense, candidate.weight, candidate.gram)
+        if found <= error:
+            matrix, error = candidate, found
+        steps[name] = error
+    return matrix, steps
+
+
 def _write_back(
-    view: View, weight: Tensor, kept: Tensor, norm: Tensor, choices: Choices, sums: Mapping[str, ChannelSums]
+    view: View, matrix: Matrix, steps: dict[str, float], tokens: int, folded: bool
 ) -> TensorReport:
-    pruned = apply_mask(weight, kept)
-    error = output_error(view.matrix(), pruned, norm)
+    norm = matrix.statistics["norm"]
+    error = list(steps.values())[-1] if steps else norm_error(matrix.dense, matrix.weight, norm)
+    weight, kept = matrix.weight, matrix.kept
+    if matrix.order is not None:
+        back = matrix.order.argsort()
+        weight, kept = weight[:, back], kept[:, back]
+    pruned = apply_mask(weight.to(view.parameter.dtype), kept)
     view.matrix().copy_(pruned)
     zeros = pruned.numel() - int(torch.count_nonzero(pruned))
-    return TensorReport(view.shape, str(choices.pattern), zeros, pruned.numel(), error, sums[view.name].tokens)
+    columns = "permuted mask" if matrix.order is not None else "folded" if folded else "in place"
+    return TensorReport(view.shape, str(matrix.pattern), zeros, pruned.numel(), error, tokens, steps, columns)
 
 
-def output_error(dense: Tensor, pruned: Tensor, norm: Tensor) -> float:
+def norm_error(dense: Tensor, pruned: Tensor, norm: Tensor) -> float:
     """sum_ij ((W - W')_ij ||X_j||)^2 / sum_ij (W_ij ||X_j||)^2: the relative output error of a matrix, as far as
-    the norms of its inputs tell it (inputs taken as uncorrelated). weights: (out, in); norm: (in,)."""
-    outputs = dense.float() * norm
-    whole = float(outputs.square().sum())
-    lost = float(outputs.sub_(pruned.float() * norm).square_().sum())
+    the norms of its inputs tell it (inputs taken as uncorrelated). weights: (out, in) float32; norm: (in,)."""
+    whole = float((dense * norm).square_().sum())
+    lost = float(((dense - pruned) * norm).square_().sum())
     return lost / whole if whole else 0.0

@@ -1,4 +1,4 @@
-"""The walk of one run: collect statistics, prune, record, block by block."""
+"""The walk of one run: collect statistics, prune, repair, record, block by block."""
 
 from __future__ import annotations
 
@@ -8,24 +8,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crepe.allocation.base import Budget, Summary
+from crepe.allocation.bounds import parse_bounds
 from crepe.calibration.statistics import ChannelSums
 from crepe.checkpoint.blocks import block_files, restore_block
+from crepe.masks import Mask
 from crepe.models.blocks import Block
+from crepe.models.coupling import Memory
 from crepe.models.onload import onloaded, take_over
+from crepe.models.views import View
 from crepe.pipeline import distributed
 from crepe.pipeline.capture import InputRecorder
+from crepe.pipeline.fold import fold_block
 from crepe.pipeline.journal import Journal
 from crepe.pipeline.plan import Plan
 from crepe.pipeline.progress import bar
-from crepe.pipeline.prune import TensorReport, prune_views, scores, statistics_of
+from crepe.pipeline.prune import TensorReport, matrices, prune_views, scores, statistics_of
+from crepe.pipeline.refit import fit_block, hidden_of
 from crepe.pipeline.walk import Walk
 from crepe.recipe import Choices
+from crepe.refine import BlockRefinement, Folding
 
 Sums = Mapping[str, ChannelSums]
+# Streams of a walk: what the pruned model computes, and beside it what the dense one does.
+_PRUNED, _DENSE = 0, 1
 
 
 class Runner:
-    """Prunes the blocks of one model. State only: what the run is made of, and what became of each tensor."""
+    """Prunes the blocks of one model. State only: what the run is made of, and what became of each tensor and block."""
 
     def __init__(self, model: Any, plan: Plan, choices: Choices, device: torch.device, journal: Journal | None) -> None:
         self.model = model
@@ -33,10 +43,14 @@ class Runner:
         self.choices = choices
         self.device = device
         self.journal = journal
-        self.sequential = choices.recipe.pipeline == "sequential"
+        self.block_refinements = {n: r for n, r in choices.refinements.items() if isinstance(r, BlockRefinement)}
         self.finished = journal is not None and all(block.name in journal.lines for block in plan.blocks)
         self.store = take_over(model, plan.blocks, device)
         self.reports: dict[str, TensorReport] = {}
+        # By block and refinement: the block's error on held-out batches before and after.
+        self.fits: dict[str, dict[str, list[float]]] = {}
+        # What was found out about how the matrices of a block hang together, for the next blocks.
+        self.couplings: Memory = {}
         # Weights that came from disk can be read again; those of a model in memory are gone once they are pruned.
         self.in_memory = not any(parameter.is_meta for parameter in model.parameters())
         self.modified = False
@@ -52,14 +66,17 @@ class Runner:
             batches = []
         if self.choices.compare == "global":
             self._prune_globally(batches)
-        else:
-            sparsities = self.choices.allocation(self.plan.shapes, self.choices.sparsity)
-            self._each_block("pruning", batches, lambda i, block, walk: self._visit(i, block, walk, sparsities, None))
+            return self.reports
+        sparsities = self._sparsities(batches)
+        streams = 2 if self.block_refinements else 1
+        self._each_block("pruning", batches, lambda i, b, walk: self._visit(i, b, walk, sparsities, None), streams)
         return self.reports
 
-    def _each_block(self, what: str, batches: list[Tensor], visit: Callable[[int, Block, Walk], None]) -> None:
+    def _each_block(
+        self, what: str, batches: list[Tensor], visit: Callable[[int, Block, Walk], None], streams: int = 1
+    ) -> None:
         """Blocks one after the other, each in memory while it is the current one."""
-        walk = Walk(self.model, self.plan.blocks, batches)
+        walk = Walk(self.model, self.plan.blocks, batches, streams)
         with walk.started(), bar(what, len(self.plan.blocks)) as advance:
             for index, block in enumerate(self.plan.blocks):
                 with onloaded(block, self.store, self.device):
@@ -67,6 +84,7 @@ class Runner:
                 advance()
 
     def _visit(self, index: int, block: Block, walk: Walk, sparsities: Mapping[str, float], known: Sums | None) -> None:
+        targets = [hidden_of(output) for output in walk.advancing(block, _DENSE)] if self.block_refinements else []
         done = self.journal.lines.get(block.name) if self.journal else None
         if done is not None:
             self._pass_through(index, block, walk, done)
@@ -74,19 +92,48 @@ class Runner:
         views = self.plan.inventories[index].views
         sums = self._collect(index, block, walk) if known is None else known
         self.modified = self.in_memory
-        reports, masks = prune_views(views, sums, sparsities, self.choices)
-        if self.sequential and not walk.is_last(block):
-            walk.advance(block)
-        if self.journal is not None and distributed.is_main():
-            files = block_files(self.model, index, block, masks if self.choices.recipe.save_masks else {})
-            self.journal.record(block.name, files, {"tensors": {n: r.to_dict() for n, r in reports.items()}})
+        folded = self._fold(block, walk, views, sums, sparsities)
+        reports, masks = prune_views(views, sums, sparsities, self.choices, folded)
+        self.fits[block.name] = self._repair(index, block, walk, masks, targets)
+        if self.plan.sequential and not walk.is_last(block):
+            walk.advance(block, _PRUNED)
+        self._record(index, block, reports, masks)
         self.reports |= reports
 
+    def _fold(
+        self, block: Block, walk: Walk, views: list[View], sums: Sums, sparsities: Mapping[str, float]
+    ) -> set[str]:
+        found = [r for r in self.choices.refinements.values() if isinstance(r, Folding)]
+        if not found or not views:
+            return set()
+        return fold_block(block, walk, views, sums, sparsities, found[0], self.choices, self.couplings)
+
+    def _repair(
+        self, index: int, block: Block, walk: Walk, masks: Mapping[str, Mask], targets: list[Tensor]
+    ) -> dict[str, list[float]]:
+        """The block's error before and after each block refinement."""
+        recipe, views = self.choices.recipe, self.plan.inventories[index].views
+        fits: dict[str, list[float]] = {}
+        if not masks:
+            return fits
+        for name, refinement in self.block_refinements.items():
+            seed = recipe.seed + index
+            fit = fit_block(block, walk, views, masks, targets, refinement, recipe.refit_steps, seed)
+            fits[name] = [fit.before, fit.after]
+        return fits
+
+    def _record(self, index: int, block: Block, reports: dict[str, TensorReport], masks: dict[str, Mask]) -> None:
+        if self.journal is None or not distributed.is_main():
+            return
+        files = block_files(self.model, index, block, masks if self.choices.recipe.save_masks else {})
+        tensors = {name: report.to_dict() for name, report in reports.items()}
+        self.journal.record(block.name, files, {"tensors": tensors, "fits": self.fits[block.name]})
+
     def _collect(self, index: int, block: Block, walk: Walk) -> dict[str, ChannelSums]:
-        """Channel sums of the block's inputs; in one pass the dense outputs go on at once."""
-        recorder = InputRecorder(self.plan.inventories[index].views)
+        """Sums over the inputs of the block's matrices; in one pass the dense outputs go on at once."""
+        recorder = InputRecorder(self.plan.inventories[index].views, self.choices.needs)
         with recorder:
-            if self.sequential:
+            if self.plan.sequential:
                 for output in walk.run(block):
                     del output
             else:
@@ -94,12 +141,36 @@ class Runner:
         return distributed.add_up(recorder.sums)
 
     def _pass_through(self, index: int, block: Block, walk: Walk, done: dict[str, Any]) -> None:
-        if self.sequential and self.journal is not None:
+        if self.plan.sequential and self.journal is not None:
             restore_block(self.journal.folder, index, block)
         if not walk.is_last(block):
             walk.advance(block)
+        self.fits[block.name] = done["fits"]
         for name, about in done["tensors"].items():
             self.reports[name] = TensorReport(**{**about, "shape": tuple(about["shape"])})
+
+    def _sparsities(self, batches: list[Tensor]) -> dict[str, float]:
+        """What the allocation gives to each tensor; rules that look at the dense model get a pass of their own."""
+        if self.finished:
+            return {}
+        rule, shapes, recipe = self.choices.allocation, self.plan.shapes, self.choices.recipe
+        bounds = parse_bounds(recipe.bounds, shapes)
+        budget = Budget(shapes=shapes, sparsity=self.choices.sparsity, pattern=self.choices.pattern, bounds=bounds)
+        summaries: dict[str, Summary] = {}
+        if rule.measure is not None:
+            self._each_block("measuring", batches, lambda i, b, walk: summaries.update(self._measure(i, b, walk, budget)))
+        found: dict[str, float] = rule.divide(summaries, budget)
+        return found
+
+    def _measure(self, index: int, block: Block, walk: Walk, budget: Budget) -> dict[str, Summary]:
+        rule, views = self.choices.allocation, self.plan.inventories[index].views
+        with InputRecorder(views, self.choices.criterion.needs | rule.needs) as recorder:
+            walk.advance(block)
+        statistics = statistics_of(views, distributed.add_up(recorder.sums))
+        uniform = {view.name: self.choices.sparsity for view in views}
+        found = {view.name: matrix for view, matrix in matrices(views, statistics, uniform, self.choices)}
+        summaries: dict[str, Summary] = rule.measure(found, budget)
+        return summaries
 
     def _prune_globally(self, batches: list[Tensor]) -> None:
         """One threshold for all tensors: statistics first, then the share of each, then the masks."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -96,11 +97,17 @@ _CURRENT = threading.local()
 
 
 class Walk:
-    """Iterate over `blocks`; for each, call `run` as often as needed, then `advance`."""
+    """Iterate over `blocks`; for each, call `run` as often as needed, then `advance`.
 
-    def __init__(self, model: nn.Module, blocks: Sequence[Block], batches: Sequence[Tensor]) -> None:
+    streams: how often every batch walks. What one stream sees of the weights is up to the caller: a second one that
+    is advanced before a block is pruned goes on as the dense model would.
+    """
+
+    def __init__(self, model: nn.Module, blocks: Sequence[Block], batches: Sequence[Tensor], streams: int = 1) -> None:
         self.blocks = blocks
-        self._parents = [_Parent(partial(forward_tokens, model, batch)) for batch in batches]
+        self._streams = [
+            [_Parent(partial(forward_tokens, model, batch)) for batch in batches] for _ in range(streams)
+        ]
         self._forwards = {block.module: block.module.forward for block in blocks}
         self._originals = {module: module.__dict__.get("forward") for module in self._forwards}
 
@@ -110,11 +117,11 @@ class Walk:
         try:
             for module in self._forwards:
                 module.forward = _stopping_forward(module)
-            for parent in self._parents:
+            for parent in chain(*self._streams):
                 parent.start()
             yield
         finally:
-            for parent in self._parents:
+            for parent in chain(*self._streams):
                 parent.close()
             for module, original in self._originals.items():
                 if original is None:
@@ -122,28 +129,38 @@ class Walk:
                 else:
                     module.forward = original
 
-    def calls(self, block: Block) -> Iterator[Call]:
+    def calls(self, block: Block, stream: int = 0) -> Iterator[Call]:
         """With what each batch has stopped at `block`."""
-        for parent in self._parents:
+        for parent in self._streams[stream]:
             if parent.call is None or parent.call.block is not block.module:
                 raise OutOfOrder(block.name)
             yield parent.call
 
-    def run(self, block: Block) -> Iterator[Any]:
-        """Outputs of `block` for every batch, lazily, one at a time."""
-        for call in self.calls(block):
-            with torch.no_grad():
-                yield self._forwards[block.module](*call.args, **call.kwargs)
+    def forward(self, call: Call) -> Any:
+        """The block's own forward on what a batch has stopped with, with gradients where they are on."""
+        return self._forwards[call.block](*call.args, **call.kwargs)
 
-    def advance(self, block: Block) -> None:
+    def run(self, block: Block, stream: int = 0) -> Iterator[Any]:
+        """Outputs of `block` for every batch, lazily, one at a time."""
+        for call in self.calls(block, stream):
+            with torch.no_grad():
+                yield self.forward(call)
+
+    def advance(self, block: Block, stream: int = 0) -> None:
         """Run `block` for every batch and pass each output on at once, so that only one is alive at a time.
 
         Behind the last block nothing is needed any more: neither the final norm nor the head is run.
         """
+        for _ in self.advancing(block, stream):
+            pass
+
+    def advancing(self, block: Block, stream: int = 0) -> Iterator[Any]:
+        """`advance`, with the outputs to look at as they pass."""
         last = self.is_last(block)
-        for parent, output in zip(self._parents, self.run(block), strict=True):
+        for parent, output in zip(self._streams[stream], self.run(block, stream), strict=True):
             if not last:
                 parent.resume(output)
+            yield output
             del output
 
     def is_last(self, block: Block) -> bool:

@@ -93,7 +93,7 @@ def test_recipe_files_and_precedence(
         (["--model", "FOLDER", "--sparsity", "nan"], 2, "sparsity nan is outside 0..1"),
         (["--model", "FOLDER", "--pattern", "2:4", "--sparsity", "0.7"], 2, "contradicts pattern 2:4"),
         (["--model", "FOLDER", "--method", "wandas"], 2, "unknown method 'wandas': did you mean 'wanda'"),
-        (["--model", "FOLDER", "--allocation", "owl"], 2, "unknown allocation 'owl'"),
+        (["--model", "FOLDER", "--allocation", "greedy"], 2, "unknown allocation 'greedy'"),
         (["--model", "FOLDER", "--refine", "polish"], 2, "unknown refinement 'polish'"),
         (["--model", "FOLDER", "--compare", "column"], 2, "unknown compare 'column'"),
         (["--model", "FOLDER", "--pattern", "2:4", "--compare", "row"], 2, "only for the unstructured pattern"),

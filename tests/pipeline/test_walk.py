@@ -40,7 +40,7 @@ def test_errors_propagate_through_changed_blocks(model_type: str) -> None:
                 for parameter in [*block.module.parameters(), *twin.module.parameters()]:
                     parameter.mul_(0.5)
             walk.advance(block)
-        calls = [parent.call for parent in walk._parents]
+        calls = [parent.call for parent in walk._streams[0]]
         found = [c.args[0] if c.args else c.kwargs["hidden_states"] for c in calls if c]
     for row, inputs in zip(ROWS.split(1), found, strict=True):
         torch.testing.assert_close(inputs, _inputs_of_last_block(changed, row), rtol=1e-4, atol=1e-5)

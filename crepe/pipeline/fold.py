@@ -1,0 +1,58 @@
+"""Folding in the pipeline: before selection, columns are reordered where the rows behind them can follow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from crepe.calibration.statistics import ChannelSums
+from crepe.masks import NofM
+from crepe.models.blocks import Block
+from crepe.models.coupling import Memory, find_couplings, permute_coupling
+from crepe.models.views import View
+from crepe.pipeline.prune import scores, statistics_of
+from crepe.pipeline.walk import Walk
+from crepe.recipe import Choices
+from crepe.refine import Folding
+
+
+def fold_block(
+    block: Block,
+    walk: Walk,
+    views: list[View],
+    sums: Mapping[str, ChannelSums],
+    sparsities: Mapping[str, float],
+    folding: Folding,
+    choices: Choices,
+    memory: Memory,
+) -> set[str]:
+    """Reorder the input columns of every view whose producers can follow, in place, with its sums.
+
+    The block computes what it computed before. Returns the names of the views that were reordered.
+    """
+    by_name = {view.name: view for view in views}
+    couplings = [c for c in find_couplings(block, _run(block, walk), memory) if c.consumer.name in by_name]
+    consumers = [by_name[coupling.consumer.name] for coupling in couplings]
+    statistics = statistics_of(views, sums)
+    folded = set()
+    for coupling, (view, score) in zip(couplings, scores(consumers, statistics, choices), strict=True):
+        pattern = choices.pattern.option_for(sparsities[view.name], score)
+        if isinstance(pattern, NofM):
+            order = folding.function(score, coupling.columns, pattern.n, pattern.m)
+            permute_coupling(coupling, order)
+            sums[view.name].reorder(order)
+            folded.add(view.name)
+    return folded
+
+
+def _run(block: Block, walk: Walk) -> Any:
+    """The block on the first batch: its output and what it leaves in its arguments for later blocks."""
+
+    def run() -> object:
+        call = next(walk.calls(block))
+        with torch.no_grad():
+            return [walk.forward(call), call.kwargs]
+
+    return run

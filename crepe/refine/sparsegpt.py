@@ -1,0 +1,91 @@
+"""SparseGPT: mask and weight update together, column by column (Frantar & Alistarh 2023, algorithm 1)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from crepe.masks import NofM, kept_count, select_largest
+from crepe.masks.matrix import Matrix
+from crepe.refine.base import REFINEMENTS, Refinement
+from crepe.refine.gram import inverse_factor
+
+# Columns whose mask is chosen together and whose updates reach the rest of the matrix together; the authors' value.
+BLOCK = 128
+
+
+def sparsegpt(matrix: Matrix) -> Matrix:
+    """Choose a new mask and update the surviving weights: every removed weight is made up for by those behind it.
+
+    In each block of columns the weights with the lowest w^2 / U_jj^2 go, U being the upper Cholesky factor of the
+    inverse Gram matrix; column by column the error (w - q) / U_jj is taken off the columns behind. The criterion's
+    score plays no part. Counts are exact: of the matrix, or of each row where rows are compared.
+    """
+    upper = inverse_factor(matrix.gram)
+    weight = matrix.dense.clone()
+    weight[:, matrix.gram.diagonal() == 0] = 0.0
+    kept = torch.empty_like(matrix.kept)
+    size = _block_size(matrix)
+    for start in range(0, weight.shape[1], size):
+        columns = slice(start, min(start + size, weight.shape[1]))
+        choose = _chooser(matrix, kept, columns)
+        block, mask, errors = _prune_block(weight[:, columns], upper[columns, columns], choose, _group(matrix))
+        weight[:, columns], kept[:, columns] = block, mask
+        weight[:, columns.stop :].addmm_(errors, upper[columns, columns.stop :], alpha=-1)
+    return replace(matrix, weight=weight * kept, kept=kept)
+
+
+def _group(matrix: Matrix) -> int | None:
+    """Columns whose mask is chosen at once, with the weights as they have become by then: an N:M group."""
+    return matrix.pattern.m if isinstance(matrix.pattern, NofM) else None
+
+
+def _block_size(matrix: Matrix) -> int:
+    group = _group(matrix) or 1
+    return max(BLOCK // group, 1) * group
+
+
+class _chooser:  # noqa: N801 - a function with the matrix and the columns before it
+    """Which weights of some columns to keep, given their saliency: the pattern's choice with exact counts."""
+
+    def __init__(self, matrix: Matrix, kept: Tensor, columns: slice) -> None:
+        self.matrix, self.before, self.columns = matrix, kept[:, : columns.start], columns
+
+    def __call__(self, saliency: Tensor) -> Tensor:
+        """saliency: (out, columns) -> bool of the same shape."""
+        matrix = self.matrix
+        if isinstance(matrix.pattern, NofM):
+            return matrix.pattern.select(saliency, matrix.sparsity)
+        rows, end = len(saliency), self.columns.stop
+        if matrix.compare == "row":
+            missing = kept_count(end, matrix.sparsity) - kept_count(self.columns.start, matrix.sparsity)
+            return select_largest(saliency, missing)
+        # The share of all columns up to here, less what those before kept: rounding never adds up.
+        missing = kept_count(rows * end, matrix.sparsity) - int(torch.count_nonzero(self.before))
+        return select_largest(saliency.reshape(1, -1), missing).reshape(saliency.shape)
+
+
+def _prune_block(
+    weight: Tensor, upper: Tensor, choose: _chooser, group: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One block of columns. weight: (out, b); upper: (b, b).
+
+    Returns:
+        The pruned weights, their mask, and the errors (w - q) / U_jj by which the columns behind are corrected.
+    """
+    weight, diagonal = weight.clone(), upper.diagonal()
+    errors = torch.zeros_like(weight)
+    kept = torch.ones_like(weight, dtype=torch.bool) if group else choose((weight / diagonal).square())
+    for j in range(weight.shape[1]):
+        if group and j % group == 0:
+            span = slice(j, j + group)
+            kept[:, span] = choose((weight[:, span] / diagonal[span]).square())
+        lost = weight[:, j] * ~kept[:, j]
+        errors[:, j] = lost / diagonal[j]
+        weight[:, j:].addr_(errors[:, j], upper[j, j:], alpha=-1)
+    return weight * kept, kept, errors
+
+
+REFINEMENTS.add("sparsegpt", Refinement(function=sparsegpt))
