@@ -103,7 +103,7 @@ def build(given: dict[str, Any]) -> Recipe:
     given = dict(given)
     named = given.pop("recipe", None)
     content = _read(named) if named else {}
-    merged = {**content, **given}
+    merged = {**_for_pattern(content, given), **given}
     _require_known(merged, named)
     recipe = replace(Recipe(), **{key: _typed(key, value) for key, value in merged.items()})
     _require_ranges(recipe)
@@ -149,6 +149,17 @@ def _read(name: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UsageError(f"recipe {name}: expected a YAML mapping, found {type(content).__name__}")
     return {str(key).replace("-", "_"): value for key, value in content.items()}
+
+
+def _for_pattern(content: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """A recipe file's content with its section `n_of_m` on top where the pattern of the run is N:M: repairs that only
+    groups of neighbours know, and no allocation, since every tensor has the same sparsity."""
+    content = dict(content)
+    section = content.pop("n_of_m", {})
+    pattern = str(given.get("pattern", content.get("pattern", Recipe.pattern)))
+    if not isinstance(section, dict):
+        raise UsageError(f"n_of_m = {section!r}: expected a section of recipe keys for N:M patterns")
+    return {**content, **section} if ":" in pattern and "+" not in pattern else content
 
 
 def _require_known(values: dict[str, Any], source: str | None) -> None:

@@ -135,4 +135,6 @@ def combine_masks(work: Path, count: int, described: dict[str, Any], target: Pat
     packed: dict[str, Tensor] = {}
     for path in (work / masks_name(index) for index in range(count)):
         packed |= load_file(path) if path.exists() else {}  # a block whose matrices are all excluded has none
-    save_packed(target, packed, {name: (described[name].shape, described[name].pattern) for name in packed if name in described})
+    save_packed(
+        target, packed, {name: (described[name].shape, described[name].pattern) for name in packed if name in described}
+    )

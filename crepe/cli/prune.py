@@ -21,7 +21,11 @@ _TEXT = [
     ("--include", "GLOBS", "parameters to prune although they stay dense by default, such as '*.router.*'"),
     ("--exclude", "GLOBS", "parameters to leave dense, such as '*.down_proj.*'"),
     ("--calibration", "SRC", "self (default: the model writes it), wikitext2, c4, a Hub data set or a text file"),
-    ("--pipeline", "NAME", "one-pass (dense statistics; the default without --refine) or sequential (errors propagate)"),
+    (
+        "--pipeline",
+        "NAME",
+        "one-pass (dense statistics; the default without --refine) or sequential (errors propagate)",
+    ),
     ("--device", "D", "auto (default), cpu, cuda, cuda:1, ..."),
     ("--dtype", "T", "auto (default: the checkpoint's), bfloat16, float16, float32"),
     ("--format", "F", "dense (default)"),
@@ -97,7 +101,9 @@ def _dry_run(given: dict[str, Any], as_json: bool) -> None:
     recipe = build(given)
     choices = choose(recipe)
     source, model, plan = prepare(recipe, choices)
-    needs = estimate(model, plan, choices, in_memory=bool(source.gguf or recipe.weights or recipe.calibration == "self"))
+    needs = estimate(
+        model, plan, choices, in_memory=bool(source.gguf or recipe.weights or recipe.calibration == "self")
+    )
     weights = sum(shape[0] * shape[1] for shape in plan.shapes.values())
     result = {
         "source": str(source),

@@ -53,6 +53,13 @@ class Matrix:
         """The same matrix with its columns where the model has them."""
         return self if self.order is None else replace(self.reordered(self.order.argsort()), order=None)
 
+    def placed(self) -> tuple[Tensor, Tensor]:
+        """weight and kept alone, with their columns where the model has them."""
+        if self.order is None:
+            return self.weight, self.kept
+        back = self.order.argsort()
+        return self.weight[:, back], self.kept[:, back]
+
 
 def _reorder_statistic(value: Tensor, order: Tensor) -> Tensor:
     if value.dim() == 2:

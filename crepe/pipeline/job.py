@@ -272,9 +272,7 @@ def _rows(run: _Run, work: Path) -> Tensor:
     return distributed.from_main(made() if distributed.is_main() else None)
 
 
-def _walk(
-    model: Any, choices: Choices, device: torch.device, journal: Journal | None, rows: Tensor | None
-) -> Runner:
+def _walk(model: Any, choices: Choices, device: torch.device, journal: Journal | None, rows: Tensor | None) -> Runner:
     """Walk with the largest batch that fits; the whole model at once where its blocks cannot be walked.
 
     Raises:

@@ -25,8 +25,8 @@ class TensorReport:
 
     error: share of the output energy that was lost, from the Gram matrix of the inputs where it was collected, else
     from their norms (see norm_error). steps: that share after selection and after each refinement of the matrix.
-    columns: `in place`; `folded` where they were reordered in the model, with the rows that produce them; `permuted mask`
-    where the pattern holds in another order than that in which they are stored.
+    columns: `in place`; `folded` where they were reordered in the model, with the rows that produce them; `permuted
+    mask` where the pattern holds in another order than that in which they are stored.
     """
 
     shape: tuple[int, int]
@@ -67,7 +67,7 @@ def matrices(
     views: list[View], statistics: dict[str, Statistics], sparsities: Mapping[str, float], choices: Choices
 ) -> Iterator[tuple[View, Matrix]]:
     """Every view with its mask selected, one at a time."""
-    compare = "tensor" if choices.compare == "global" else choices.compare
+    compare: Any = "tensor" if choices.compare == "global" else choices.compare
     for view, importance in scores(views, statistics, choices):
         sparsity = sparsities[view.name]
         pattern = choices.pattern.option_for(sparsity, importance)
@@ -96,10 +96,16 @@ def prune_views(
     masks: dict[str, Mask] = {}
     for view, selected in matrices(views, statistics, sparsities, choices):
         matrix, steps = refined(selected, choices)
-        reports[view.name] = _write_back(view, matrix, steps, sums[view.name].tokens, view.name in folded)
-        masks[view.name] = Mask(matrix.kept.cpu(), matrix.pattern, None if matrix.order is None else matrix.order.cpu())
+        order = None if matrix.order is None else matrix.order.cpu()
+        masks[view.name] = Mask(matrix.placed()[1].cpu(), matrix.pattern, order)
+        error = list(steps.values())[-1] if steps else norm_error(matrix)
+        zeros, total = _write_back(view, matrix), matrix.dense.numel()
+        columns = "permuted mask" if order is not None else "folded" if view.name in folded else "in place"
+        tokens = sums[view.name].tokens
+        reports[view.name] = TensorReport(view.shape, str(matrix.pattern), zeros, total, error, tokens, steps, columns)
         # A Gram matrix is as large as a weight matrix: it goes as soon as it is used.
         statistics[view.name].clear()
+        sums[view.name].gram = None
     return reports, masks
 
 
@@ -122,25 +128,18 @@ def refined(matrix: Matrix, choices: Choices) -> tuple[Matrix, dict[str, float]]
     return matrix, steps
 
 
-def _write_back(
-    view: View, matrix: Matrix, steps: dict[str, float], tokens: int, folded: bool
-) -> TensorReport:
-    norm = matrix.statistics["norm"]
-    error = list(steps.values())[-1] if steps else norm_error(matrix.dense, matrix.weight, norm)
-    weight, kept = matrix.weight, matrix.kept
-    if matrix.order is not None:
-        back = matrix.order.argsort()
-        weight, kept = weight[:, back], kept[:, back]
+def _write_back(view: View, matrix: Matrix) -> int:
+    """Put the weights into the model, in its dtype; returns the zeros among them."""
+    weight, kept = matrix.placed()
     pruned = apply_mask(weight.to(view.parameter.dtype), kept)
     view.matrix().copy_(pruned)
-    zeros = pruned.numel() - int(torch.count_nonzero(pruned))
-    columns = "permuted mask" if matrix.order is not None else "folded" if folded else "in place"
-    return TensorReport(view.shape, str(matrix.pattern), zeros, pruned.numel(), error, tokens, steps, columns)
+    return pruned.numel() - int(torch.count_nonzero(pruned))
 
 
-def norm_error(dense: Tensor, pruned: Tensor, norm: Tensor) -> float:
+def norm_error(matrix: Matrix) -> float:
     """sum_ij ((W - W')_ij ||X_j||)^2 / sum_ij (W_ij ||X_j||)^2: the relative output error of a matrix, as far as
-    the norms of its inputs tell it (inputs taken as uncorrelated). weights: (out, in) float32; norm: (in,)."""
-    whole = float((dense * norm).square_().sum())
-    lost = float(((dense - pruned) * norm).square_().sum())
+    the norms of its inputs tell it (inputs taken as uncorrelated)."""
+    norm = matrix.statistics["norm"]
+    whole = float((matrix.dense * norm).square_().sum())
+    lost = float(((matrix.dense - matrix.weight) * norm).square_().sum())
     return lost / whole if whole else 0.0

@@ -158,7 +158,9 @@ class Runner:
         budget = Budget(shapes=shapes, sparsity=self.choices.sparsity, pattern=self.choices.pattern, bounds=bounds)
         summaries: dict[str, Summary] = {}
         if rule.measure is not None:
-            self._each_block("measuring", batches, lambda i, b, walk: summaries.update(self._measure(i, b, walk, budget)))
+            self._each_block(
+                "measuring", batches, lambda i, b, walk: summaries.update(self._measure(i, b, walk, budget))
+            )
         found: dict[str, float] = rule.divide(summaries, budget)
         return found
 

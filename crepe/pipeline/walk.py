@@ -105,9 +105,7 @@ class Walk:
 
     def __init__(self, model: nn.Module, blocks: Sequence[Block], batches: Sequence[Tensor], streams: int = 1) -> None:
         self.blocks = blocks
-        self._streams = [
-            [_Parent(partial(forward_tokens, model, batch)) for batch in batches] for _ in range(streams)
-        ]
+        self._streams = [[_Parent(partial(forward_tokens, model, batch)) for batch in batches] for _ in range(streams)]
         self._forwards = {block.module: block.module.forward for block in blocks}
         self._originals = {module: module.__dict__.get("forward") for module in self._forwards}
 

@@ -13,7 +13,6 @@ from crepe.masks.matrix import Matrix
 from crepe.masks.pattern import Compare, Pattern
 from crepe.registry import Registry
 
-
 Obstacle = Callable[[Pattern, Compare], str | None]
 
 

@@ -19,4 +19,4 @@ def permute(matrix: Matrix) -> Matrix:
     return reordered.with_mask(matrix.pattern.select(reordered.score, matrix.sparsity, matrix.compare))
 
 
-REFINEMENTS.add("permute", Refinement(function=permute, needs=frozenset(), obstacle=needs_groups))
+REFINEMENTS.add("permute", Refinement(function=permute, obstacle=needs_groups))

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from crepe.refine.base import REFINEMENTS, BlockFit, BlockRefinement, Fit
 
-RATE = 1e-3
+# Rate of Adam as a share of the size of each parameter's surviving weights, so that it means the same for every model.
+RATE = 0.016
 _BETAS = (0.9, 0.95)
 # Every so many batches one is held out, at least one where there are two.
 _HELD = 8
@@ -63,7 +64,8 @@ def _error(block: BlockFit, parameters: Mapping[str, Tensor], batches: list[int]
 def _descend(block: BlockFit, batches: list[int]) -> Iterator[Mapping[str, Tensor]]:
     """The parameters after each part of the steps; they go on changing."""
     parameters = {name: value.clone().requires_grad_(True) for name, value in block.parameters.items()}
-    optimiser = torch.optim.Adam(list(parameters.values()), lr=RATE, betas=_BETAS)
+    groups = [{"params": [value], "lr": RATE * size(value)} for value in parameters.values()]
+    optimiser = torch.optim.Adam(groups, betas=_BETAS)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate(step, block.steps))
     every = max(block.steps // _LOOKS, 1)
     for step, batch in enumerate(_batches(batches, block.steps, block.seed), 1):
@@ -74,6 +76,12 @@ def _descend(block: BlockFit, batches: list[int]) -> Iterator[Mapping[str, Tenso
         schedule.step()
         if step % every == 0 or step == block.steps:
             yield parameters
+
+
+def size(parameter: Tensor) -> float:
+    """Root mean square of the entries that are not zero; 0 where all are, as in a bias that nothing needed so far."""
+    values = parameter.detach()
+    return float((values.square().sum() / values.count_nonzero().clamp(min=1)).sqrt())
 
 
 def _hold_zeros(parameters: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> None:

@@ -67,9 +67,7 @@ class _chooser:  # noqa: N801 - a function with the matrix and the columns befor
         return select_largest(saliency.reshape(1, -1), missing).reshape(saliency.shape)
 
 
-def _prune_block(
-    weight: Tensor, upper: Tensor, choose: _chooser, group: int | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def _prune_block(weight: Tensor, upper: Tensor, choose: _chooser, group: int | None) -> tuple[Tensor, Tensor, Tensor]:
     """One block of columns. weight: (out, b); upper: (b, b).
 
     Returns:

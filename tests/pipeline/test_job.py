@@ -17,39 +17,9 @@ import torch
 
 import crepe
 from crepe.errors import CrepeError, UsageError
-from crepe.pipeline.journal import Journal, work_folder
+from crepe.pipeline.journal import work_folder
 from families import tiny_model
-
-FIELDS: dict[str, Any] = {"samples": 6, "seqlen": 24, "batch_size": 2}
-
-
-def _files(folder: Path) -> dict[str, bytes]:
-    """Everything but the timings."""
-    found = {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.name != "crepe.json"}
-    manifest = json.loads((folder / "crepe.json").read_text())
-    for key in ("timings", "peak_memory_bytes"):
-        del manifest[key]
-    return {**found, "crepe.json": json.dumps(manifest, sort_keys=True).encode()}
-
-
-def _prune(folder: str, output: Path, text: str, **fields: Any) -> Any:
-    return crepe.prune(folder, output, calibration=text, **{**FIELDS, **fields})
-
-
-class _Killed(Exception):
-    pass
-
-
-def _kill_after(monkeypatch: pytest.MonkeyPatch, blocks: int) -> None:
-    original, count = Journal.record, [0]
-
-    def record(self: Journal, *args: Any) -> None:
-        if count[0] == blocks:
-            raise _Killed
-        count[0] += 1
-        original(self, *args)
-
-    monkeypatch.setattr(Journal, "record", record)
+from runs import Killed, files_of, kill_after, prune_named
 
 
 @pytest.mark.parametrize(
@@ -60,22 +30,22 @@ def test_resume_gives_the_same_bytes(
     fields: dict[str, Any], model_type: str, tiny_folder: Callable[..., str], text_file: str, tmp_path: Path
 ) -> None:
     folder = tiny_folder(model_type)
-    _prune(folder, tmp_path / "whole", text_file, **fields)
+    prune_named(folder, tmp_path / "whole", text_file, **fields)
     with pytest.MonkeyPatch.context() as patch:
-        _kill_after(patch, 1)
-        with pytest.raises(_Killed):
-            _prune(folder, tmp_path / "resumed", text_file, **fields)
+        kill_after(patch, 1)
+        with pytest.raises(Killed):
+            prune_named(folder, tmp_path / "resumed", text_file, **fields)
     assert not (tmp_path / "resumed").exists()
-    _prune(folder, tmp_path / "resumed", text_file, resume=True, **fields)
-    assert _files(tmp_path / "resumed") == _files(tmp_path / "whole")
+    prune_named(folder, tmp_path / "resumed", text_file, resume=True, **fields)
+    assert files_of(tmp_path / "resumed") == files_of(tmp_path / "whole")
     assert not work_folder(tmp_path / "resumed").exists()
 
 
 def test_sequential_differs_from_one_pass(tiny_folder: Callable[..., str], text_file: str, tmp_path: Path) -> None:
     folder = tiny_folder()
     for pipeline in ("one-pass", "sequential"):
-        _prune(folder, tmp_path / pipeline, text_file, pipeline=pipeline, sparsity=0.8)
-    weights = [_files(tmp_path / p)["model.safetensors"] for p in ("one-pass", "sequential")]
+        prune_named(folder, tmp_path / pipeline, text_file, pipeline=pipeline, sparsity=0.8)
+    weights = [files_of(tmp_path / p)["model.safetensors"] for p in ("one-pass", "sequential")]
     assert weights[0] != weights[1]
 
 
@@ -83,54 +53,54 @@ def test_a_torn_journal_line_and_a_torn_file_are_done_again(
     tiny_folder: Callable[..., str], text_file: str, tmp_path: Path
 ) -> None:
     folder, output = tiny_folder(), tmp_path / "resumed"
-    _prune(folder, tmp_path / "whole", text_file)
+    prune_named(folder, tmp_path / "whole", text_file)
     for damage in ("line", "file"):
         with pytest.MonkeyPatch.context() as patch:
-            _kill_after(patch, 2)
-            with pytest.raises(_Killed):
-                _prune(folder, output, text_file)
+            kill_after(patch, 2)
+            with pytest.raises(Killed):
+                prune_named(folder, output, text_file)
         work = work_folder(output)
         if damage == "line":
             journal = work / "journal.jsonl"
             journal.write_bytes(journal.read_bytes()[:-20])
         else:
             (work / "block-00001.safetensors").write_bytes(b"torn")
-        _prune(folder, output, text_file, resume=True)
-        assert _files(output) == _files(tmp_path / "whole")
+        prune_named(folder, output, text_file, resume=True)
+        assert files_of(output) == files_of(tmp_path / "whole")
         __import__("shutil").rmtree(output)
 
 
 def test_resume_refuses_what_changed(tiny_folder: Callable[..., str], text_file: str, tmp_path: Path) -> None:
     folder, output = tiny_folder(), tmp_path / "out"
     with pytest.MonkeyPatch.context() as patch:
-        _kill_after(patch, 1)
-        with pytest.raises(_Killed):
-            _prune(folder, output, text_file)
+        kill_after(patch, 1)
+        with pytest.raises(Killed):
+            prune_named(folder, output, text_file)
     with pytest.raises(UsageError, match=r"recipe.sparsity was None and is now 0.6"):
-        _prune(folder, output, text_file, resume=True, sparsity=0.6)
+        prune_named(folder, output, text_file, resume=True, sparsity=0.6)
     with pytest.raises(CrepeError, match="holds an unfinished run: --resume"):
-        _prune(folder, output, text_file)
+        prune_named(folder, output, text_file)
     Path(text_file).write_text(Path(text_file).read_text() + " more")
     with pytest.raises(UsageError, match=r"file\.calibration was"):
-        _prune(folder, output, text_file, resume=True)
+        prune_named(folder, output, text_file, resume=True)
     tiny_model("llama", seed=1).save_pretrained(folder)
     Path(text_file).write_text(Path(text_file).read_text().removesuffix(" more"))
     with pytest.raises(UsageError, match="model was"):
-        _prune(folder, output, text_file, resume=True)
-    _prune(folder, output, text_file, overwrite=True)
+        prune_named(folder, output, text_file, resume=True)
+    prune_named(folder, output, text_file, overwrite=True)
 
 
 def test_an_output_that_exists(tiny_folder: Callable[..., str], text_file: str, tmp_path: Path) -> None:
     folder, output = tiny_folder(), tmp_path / "out"
-    _prune(folder, output, text_file)
-    before = _files(output)
+    prune_named(folder, output, text_file)
+    before = files_of(output)
     with pytest.raises(CrepeError, match=r"out exists: .*--overwrite"):
-        _prune(folder, output, text_file)
-    assert _prune(folder, output, text_file, resume=True).sparsity == 0.5
-    assert _files(output) == before
+        prune_named(folder, output, text_file)
+    assert prune_named(folder, output, text_file, resume=True).sparsity == 0.5
+    assert files_of(output) == before
     with pytest.raises(UsageError, match=r"recipe.pattern was 'unstructured'"):
-        _prune(folder, output, text_file, resume=True, pattern="2:4")
-    _prune(folder, output, text_file, overwrite=True, pattern="2:4")
+        prune_named(folder, output, text_file, resume=True, pattern="2:4")
+    prune_named(folder, output, text_file, overwrite=True, pattern="2:4")
     assert json.loads((output / "crepe.json").read_text())["recipe"]["pattern"] == "2:4"
 
 
@@ -138,7 +108,7 @@ def test_an_output_that_exists(tiny_folder: Callable[..., str], text_file: str, 
 def test_kill_at_any_moment(round_number: int, tiny_folder: Callable[..., str], text_file: str, tmp_path: Path) -> None:
     """The process itself is killed, at a random moment of its life, until it comes through."""
     folder = tiny_folder()
-    _prune(folder, tmp_path / "whole", text_file)
+    prune_named(folder, tmp_path / "whole", text_file)
     command = [sys.executable, "-m", "crepe.cli.main", "prune", "--model", folder, "--output", str(tmp_path / "killed")]
     command += ["--calibration", text_file, "--samples", "6", "--seqlen", "24", "--batch-size", "2", "--resume"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
@@ -146,11 +116,13 @@ def test_kill_at_any_moment(round_number: int, tiny_folder: Callable[..., str], 
     process.kill()
     process.communicate()
     subprocess.run(command, check=True, capture_output=True)
-    assert _files(tmp_path / "killed") == _files(tmp_path / "whole")
+    assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
 
 
 def test_global_comparison_is_exact(tiny_folder: Callable[..., str], text_file: str, tmp_path: Path) -> None:
-    result = _prune(tiny_folder(), tmp_path / "out", text_file, compare="global", sparsity=0.37, method="magnitude")
+    result = prune_named(
+        tiny_folder(), tmp_path / "out", text_file, compare="global", sparsity=0.37, method="magnitude"
+    )
     total = sum(r.total for r in result.tensors.values())
     assert sum(r.zeros for r in result.tensors.values()) == int(total * 0.37 + 0.5)
     weights = torch.cat([v.reshape(-1) for n, v in _weights(tmp_path / "out").items() if n in result.tensors])
@@ -167,7 +139,7 @@ def _weights(folder: Path) -> dict[str, torch.Tensor]:
 def test_row_comparison_and_masks(tiny_folder: Callable[..., str], text_file: str, tmp_path: Path) -> None:
     from crepe.masks import MaskSet
 
-    _prune(tiny_folder(), tmp_path / "out", text_file, method="wanda", save_masks=True)
+    prune_named(tiny_folder(), tmp_path / "out", text_file, method="wanda", save_masks=True)
     masks, weights = MaskSet.load(tmp_path / "out" / "masks.safetensors"), _weights(tmp_path / "out")
     masks.check()
     for name, mask in masks.items():
@@ -177,23 +149,23 @@ def test_row_comparison_and_masks(tiny_folder: Callable[..., str], text_file: st
 
 def test_include_and_exclude(tiny_folder: Callable[..., str], text_file: str, tmp_path: Path) -> None:
     folder = tiny_folder("mixtral")
-    result = _prune(folder, tmp_path / "out", text_file, exclude="*.q_proj.*,*experts*")
+    result = prune_named(folder, tmp_path / "out", text_file, exclude="*.q_proj.*,*experts*")
     names = set(result.tensors)
     assert not any("q_proj" in n or "experts" in n for n in names) and any("k_proj" in n for n in names)
     reasons = {s["name"]: s["reason"] for s in result.skipped}
     assert reasons["model.layers.0.self_attn.q_proj.weight"] == "excluded by --exclude"
     with pytest.raises(UsageError, match=r"--exclude '\*nothing\*' matches no parameter"):
-        _prune(folder, tmp_path / "out2", text_file, exclude="*nothing*")
+        prune_named(folder, tmp_path / "out2", text_file, exclude="*nothing*")
 
 
 def test_what_stays_dense_can_be_asked_for(tiny_folder: Callable[..., str], text_file: str, tmp_path: Path) -> None:
     folder = tiny_folder("mixtral")
-    dense = _prune(folder, tmp_path / "dense", text_file)
+    dense = prune_named(folder, tmp_path / "dense", text_file)
     assert not any("gate.weight" in n or "lm_head" in n or "embed" in n for n in dense.tensors)
-    routers = _prune(folder, tmp_path / "routers", text_file, include="*.gate.weight")
+    routers = prune_named(folder, tmp_path / "routers", text_file, include="*.gate.weight")
     assert sum(n.endswith("gate.weight") for n in routers.tensors) == 3 and not routers.notes
     assert all(r.tokens for n, r in routers.tensors.items() if n.endswith("gate.weight"))
-    everything = _prune(folder, tmp_path / "all", text_file, include="lm_head*,*embed_tokens*")
+    everything = prune_named(folder, tmp_path / "all", text_file, include="lm_head*,*embed_tokens*")
     assert {"lm_head.weight", "model.embed_tokens.weight"} <= set(everything.tensors)
     assert everything.tensors["lm_head.weight"].tokens == 6 * 24 and "one full forward" in everything.notes[0]
     assert everything.sparsity == 0.5
@@ -237,9 +209,9 @@ def test_memory_that_ends_in_the_middle(
     tiny_folder: Callable[..., str], text_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tiny_folder()
-    _prune(folder, tmp_path / "whole", text_file, batch_size=1)
+    prune_named(folder, tmp_path / "whole", text_file, batch_size=1)
     _fail_at_block(monkeypatch, "model.layers.1")
-    _prune(folder, tmp_path / "again", text_file, batch_size=2)
+    prune_named(folder, tmp_path / "again", text_file, batch_size=2)
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "again")]
     assert weights[0] == weights[1]
     _fail_at_block(monkeypatch, "model.layers.1")
@@ -253,15 +225,15 @@ def test_folders_that_are_not_ours_are_left_alone(
     folder = tiny_folder()
     for output in (folder, str(tmp_path)):
         with pytest.raises(UsageError, match="holds the model itself"):
-            _prune(folder, Path(output), text_file, overwrite=True)
+            prune_named(folder, Path(output), text_file, overwrite=True)
     for name in ("out.old", "out2.partial", "foreign"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "mine.txt").write_text("mine")
-    _prune(folder, tmp_path / "out", text_file)
+    prune_named(folder, tmp_path / "out", text_file)
     with pytest.raises(CrepeError, match="no unfinished run of crepe"):
-        _prune(folder, tmp_path / "out2", text_file, overwrite=True)
+        prune_named(folder, tmp_path / "out2", text_file, overwrite=True)
     with pytest.raises(UsageError, match="is no output of crepe"):
-        _prune(folder, tmp_path / "foreign", text_file, overwrite=True)
+        prune_named(folder, tmp_path / "foreign", text_file, overwrite=True)
     assert all((tmp_path / name / "mine.txt").is_file() for name in ("out.old", "out2.partial", "foreign"))
     assert (Path(folder) / "model.safetensors").is_file()
 
@@ -271,27 +243,27 @@ def test_a_killed_overwrite_goes_on_with_resume_alone(
     moment: str, tiny_folder: Callable[..., str], text_file: str, tmp_path: Path
 ) -> None:
     folder, output = tiny_folder(), tmp_path / "out"
-    _prune(folder, tmp_path / "whole", text_file, pattern="2:4")
-    _prune(folder, output, text_file)
+    prune_named(folder, tmp_path / "whole", text_file, pattern="2:4")
+    prune_named(folder, output, text_file)
     with pytest.MonkeyPatch.context() as patch:
         if moment == "recording":
-            _kill_after(patch, 1)
+            kill_after(patch, 1)
         else:
             patch.setattr("crepe.checkpoint.write.os.rename", _raise_killed)
-        with pytest.raises(_Killed):
-            _prune(folder, output, text_file, pattern="2:4", overwrite=True)
-    _prune(folder, output, text_file, pattern="2:4", resume=True)
-    assert _files(output) == _files(tmp_path / "whole")
+        with pytest.raises(Killed):
+            prune_named(folder, output, text_file, pattern="2:4", overwrite=True)
+    prune_named(folder, output, text_file, pattern="2:4", resume=True)
+    assert files_of(output) == files_of(tmp_path / "whole")
 
 
 def _raise_killed(*args: Any) -> None:
-    raise _Killed
+    raise Killed
 
 
 def test_masks_of_blocks_that_are_left_out(tiny_folder: Callable[..., str], text_file: str, tmp_path: Path) -> None:
     from crepe.masks import MaskSet
 
-    _prune(tiny_folder(), tmp_path / "out", text_file, save_masks=True, exclude="model.layers.0.*")
+    prune_named(tiny_folder(), tmp_path / "out", text_file, save_masks=True, exclude="model.layers.0.*")
     masks = MaskSet.load(tmp_path / "out" / "masks.safetensors")
     assert len(masks) == 14 and masks.sparsity == 0.5
 
@@ -337,13 +309,13 @@ def test_a_full_disk_is_one_clear_line(
     folder = tiny_folder()
     monkeypatch.setattr(safetensors.torch, "save_file", full)
     with pytest.raises(CrepeError, match=r"No space left on device.*--resume"):
-        _prune(folder, tmp_path / "out", text_file)
+        prune_named(folder, tmp_path / "out", text_file)
     assert not (tmp_path / "out").exists()
 
 
 def test_environment_does_not_leak(tiny_folder: Callable[..., str], text_file: str, tmp_path: Path) -> None:
     """The manifest is published: it must not name folders of this machine."""
-    _prune(tiny_folder(), tmp_path / "out", text_file)
+    prune_named(tiny_folder(), tmp_path / "out", text_file)
     for name in ("crepe.json", "README.md", "report.html", "config.json"):
         assert str(tmp_path) not in (tmp_path / "out" / name).read_text(), name
     assert os.sep not in json.loads((tmp_path / "out" / "crepe.json").read_text())["recipe"]["calibration"]

@@ -1,0 +1,254 @@
+"""The quality stack on one model: methods, allocations, refinements and recipes, pattern by pattern.
+
+    python tests/measure/stack.py run    --calibration FILE --test FILE --folder DIR [--cases GLOB,...]
+    python tests/measure/stack.py peer   --calibration FILE --test FILE --folder DIR --peer PYTHON
+    python tests/measure/stack.py report --folder DIR
+
+`run` prunes and evaluates every case that DIR does not hold yet, each in a process of its own, so that seconds and peak
+memory are its own; it goes on where it was stopped. Cases are called PATTERN/NAME, such as 2:4/sparsegpt. `peer` does
+the same with llm-compressor's SparseGPT; PYTHON is an interpreter that has it. `report` prints the tables and draws the
+figures.
+
+Calibration: 64 rows of 512 tokens, and as many as its recipe says for `best`. Perplexity on windows of 512 tokens of
+the test text, and of Python's own reference manual as the text that is unlike the calibration text; KL to the dense
+model on the test windows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+WINDOWS, OTHER_WINDOWS, SEQLEN = 32, 12, 512
+PATTERNS = {"50%": {"sparsity": 0.5}, "60%": {"sparsity": 0.6}, "70%": {"sparsity": 0.7}}
+PATTERNS |= {"2:4": {"pattern": "2:4"}, "4:8": {"pattern": "4:8"}}
+UNTUNED = {"row": 1.0, "column": 1.0, "neighbourhood": 0.25, "form": "context", "kernel": 3, "activation": 0.5}
+MASKS: dict[str, dict[str, Any]] = {
+    "magnitude": {"method": "magnitude"},
+    "wanda": {"method": "wanda"},
+    "ria": {"method": "ria"},
+    "crepe, untuned": {"coefficients": UNTUNED},
+    "crepe + pho": {},
+}
+ALLOCATIONS = ("owl", "alpha", "error")
+REFINED = ("dsnot", "swaps", "optimal", "cg", "sparsegpt", "admm", "refit")
+GROUPED = ("permute", "fold")
+RECIPES = ("fast", "balanced", "best")
+
+
+def cases() -> dict[str, dict[str, Any]]:
+    """Every case by name, with the fields of its recipe."""
+    found: dict[str, dict[str, Any]] = {"dense": {}}
+    for label, pattern in PATTERNS.items():
+        grouped = "pattern" in pattern
+        table = {**MASKS, **{name: {"refine": name} for name in REFINED}}
+        if grouped:
+            table |= {name: {"refine": name, "pipeline": "one-pass"} for name in GROUPED}
+        else:
+            table |= {f"allocation {name}": {"allocation": name} for name in ALLOCATIONS}
+        table |= {f"recipe {name}": {"recipe": name} for name in RECIPES}
+        found |= {f"{label}/{name}": {**pattern, **fields} for name, fields in table.items()}
+    return found
+
+
+class Lines:
+    """Measurements by case, one JSON line each."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "stack.jsonl"
+        text = self.path.read_text() if self.path.is_file() else ""
+        self.found = {line["case"]: line for line in map(json.loads, text.splitlines())}
+
+    def add(self, line: dict[str, Any]) -> None:
+        self.found[line["case"]] = line
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def one(given: argparse.Namespace) -> dict[str, Any]:
+    """Prune and evaluate one case in this process."""
+    import crepe
+    from crepe.calibration.text import read_corpus
+    from crepe.calibration.tokens import packed_rows
+    from crepe.recipe import build
+
+    model, tokenizer = crepe.load(given.model, dtype="bfloat16")
+    fields = cases()[given.one]
+    line: dict[str, Any] = {"case": given.one}
+    if fields:
+        samples = build({"model": "x", **{k: v for k, v in fields.items() if k == "recipe"}}).samples
+        rows = packed_rows(tokenizer, read_corpus(given.calibration), samples, SEQLEN, 0)
+        result = crepe.prune(model, rows=rows, **_with_file(fields, given.folder))
+        raised = [n for n, r in result.tensors.items() if list(r.steps.values()) != sorted(r.steps.values())[::-1]]
+        worse = [name for name, fits in result.fits.items() if any(after > before for before, after in fits.values())]
+        assert not raised and not worse, (raised, worse)
+        line |= {"sparsity": result.sparsity, "seconds": result.seconds, "peak": result.peak_memory_bytes}
+        line["error"] = sum(report.error for report in result.tensors.values()) / len(result.tensors)
+        line["date"] = time.strftime("%Y-%m-%d")
+    return line | _evaluate(model, tokenizer, given)
+
+
+def _with_file(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Coefficients reach a recipe as a file."""
+    if not isinstance(fields.get("coefficients"), dict):
+        return fields
+    path = folder / "untuned.yaml"
+    path.write_text("".join(f"{key}: {value}\n" for key, value in fields["coefficients"].items()))
+    return {**fields, "coefficients": str(path)}
+
+
+def _evaluate(model: Any, tokenizer: Any, given: argparse.Namespace) -> dict[str, Any]:
+    import crepe
+    from crepe.calibration.text import Corpus, read_corpus
+    from crepe.calibration.tokens import windows
+    from crepe.eval.perplexity import measure
+
+    dense = crepe.load(given.model, dtype="bfloat16")[0]
+    test = windows(tokenizer, read_corpus(given.test), SEQLEN, WINDOWS)
+    manual = windows(tokenizer, Corpus("manual", _manual(), None), SEQLEN, OTHER_WINDOWS)
+    found = measure(model, dense, test)
+    return {
+        "perplexity": found["token_perplexity"],
+        "kl": found["kl_divergence"],
+        "other": measure(model, None, manual)["token_perplexity"],
+    }
+
+
+def _manual() -> list[str]:
+    """Python's reference manual, as the standard library carries it for `help()`."""
+    from pydoc_data.topics import topics
+
+    return [topics[name] for name in sorted(topics)]
+
+
+def run(given: argparse.Namespace) -> None:
+    lines = Lines(given.folder)
+    for name in cases():
+        if name in lines.found or not any(fnmatch.fnmatch(name, glob) for glob in given.cases.split(",")):
+            continue
+        command = [sys.executable, __file__, "run", "--one", name, "--model", given.model, "--folder", given.folder]
+        command += ["--calibration", given.calibration, "--test", given.test]
+        done = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True)
+        line = json.loads(done.stdout.splitlines()[-1])
+        lines.add(line)
+        print(name, f"{line['perplexity']:.2f}", f"{line.get('seconds', 0):.0f} s", flush=True)
+
+
+PEER = """
+import json, resource, sys, time, torch
+from datasets import Dataset
+from llmcompressor import oneshot
+from llmcompressor.modifiers.pruning import SparseGPTModifier
+from transformers import AutoModelForCausalLM
+folder, sparsity, structure = sys.argv[1], float(sys.argv[2]), sys.argv[3]
+model = AutoModelForCausalLM.from_pretrained(folder + "/model", dtype=torch.bfloat16)
+rows = json.load(open(folder + "/rows.json"))
+data = Dataset.from_dict({"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]})
+recipe = SparseGPTModifier(sparsity=sparsity, mask_structure=structure, targets="Linear", ignore=["lm_head"])
+start = time.perf_counter()
+oneshot(model=model, dataset=data, recipe=[recipe], max_seq_length=512, num_calibration_samples=len(rows))
+seconds = time.perf_counter() - start
+model.save_pretrained(folder + "/pruned")
+print("DONE", json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
+"""
+
+
+def peer(given: argparse.Namespace) -> None:
+    """llm-compressor's SparseGPT with the same rows, beside which `run` is held."""
+    import tempfile
+
+    import crepe
+    from crepe.calibration.text import read_corpus
+    from crepe.calibration.tokens import packed_rows
+
+    lines = Lines(given.folder)
+    folder = Path(tempfile.mkdtemp())
+    model, tokenizer = crepe.load(given.model, dtype="bfloat16")
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "pruned")
+    rows: Tensor = packed_rows(tokenizer, read_corpus(given.calibration), 64, SEQLEN, 0)
+    (folder / "rows.json").write_text(json.dumps(rows.tolist()))
+    for label, fields in PATTERNS.items():
+        name = f"{label}/llm-compressor sparsegpt"
+        if name in lines.found or not any(fnmatch.fnmatch(name, glob) for glob in given.cases.split(",")):
+            continue
+        structure = str(fields.get("pattern", "0:0"))
+        command = [given.peer, "-c", PEER, str(folder), str(fields.get("sparsity", 0.5)), structure]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=folder)
+        seconds, peak = json.loads(done.stdout.split("DONE")[-1])
+        pruned = crepe.load(str(folder / "pruned"), dtype="bfloat16")[0]
+        line = {"case": name, "seconds": seconds, "peak": peak, "date": time.strftime("%Y-%m-%d")}
+        lines.add(line | _evaluate(pruned, tokenizer, given))
+        print(name, f"{lines.found[name]['perplexity']:.2f}", f"{seconds:.0f} s", flush=True)
+
+
+def report(given: argparse.Namespace) -> None:
+    lines = Lines(given.folder)
+    print(f"dense: {lines.found['dense']['perplexity']:.2f}, on the manual {lines.found['dense']['other']:.2f}\n")
+    for label in PATTERNS:
+        print(f"### {label}\n\n| case | perplexity | manual | KL | seconds | peak memory |\n|---|---|---|---|---|---|")
+        names = [name for name in cases() if name.startswith(f"{label}/")]
+        for name in [*names, f"{label}/llm-compressor sparsegpt"]:
+            print(f"| {name.split('/')[1]} |", " | ".join(_cells(lines.found.get(name))), "|")
+        print()
+        _figure(lines, label, given.folder)
+
+
+def _cells(line: dict[str, Any] | None) -> list[str]:
+    if line is None:
+        return ["not measured", "", "", "", ""]
+    numbers = [f"{line['perplexity']:.2f}", f"{line['other']:.2f}", f"{line['kl']:.3f}"]
+    return [*numbers, f"{line['seconds']:.0f}", f"{line['peak'] / 1e9:.2f} GB"]
+
+
+def _figure(lines: Lines, label: str, folder: Path) -> None:
+    """Perplexity of every measured case as bars, best last."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    found = {n.split("/")[1]: v["perplexity"] for n, v in lines.found.items() if n.startswith(f"{label}/")}
+    if not found:
+        return
+    ordered = sorted(found, key=lambda name: -found[name])
+    figure = Figure(figsize=(7, 0.28 * len(ordered) + 0.8), layout="constrained")
+    axes = figure.add_subplot()
+    axes.barh(ordered, [math.log(found[name]) for name in ordered], color="#b5651d")
+    axes.bar_label(axes.containers[0], [f"{found[name]:.1f}" for name in ordered], fontsize=8, padding=2)
+    axes.axvline(math.log(lines.found["dense"]["perplexity"]), color="#444", linewidth=1, linestyle=":")
+    axes.set_xlabel("log perplexity; dotted: dense")
+    axes.spines[["top", "right"]].set_visible(False)
+    FigureCanvasSVG(figure)
+    name = label.replace("%", "").replace(":", "-")
+    figure.savefig(folder / f"quality-{name}.svg", format="svg", metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("stage", choices=["run", "peer", "report"])
+    parser.add_argument("--model", default="llama")
+    parser.add_argument("--calibration")
+    parser.add_argument("--test")
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--cases", default="*")
+    parser.add_argument("--peer")
+    parser.add_argument("--one")
+    given = parser.parse_args()
+    given.folder.mkdir(parents=True, exist_ok=True)
+    if given.one:
+        print(json.dumps(one(given)))
+    else:
+        {"run": run, "peer": peer, "report": report}[given.stage](given)
+
+
+if __name__ == "__main__":
+    main()
