@@ -283,6 +283,9 @@ def _walk(model: Any, choices: Choices, device: torch.device, journal: Journal |
 
     from crepe.pipeline.walk import OutOfOrder
 
+    if choices.fits_blocks and distributed.world_size() > 1:
+        raise UsageError("fitting blocks (--refine refit) needs all batches in one process: run it without a launcher")
+
     plan, batch_size = make_plan(model, choices), choices.recipe.batch_size
     while True:
         runner = Runner(model, plan, choices, device, journal)

@@ -14,6 +14,8 @@ from crepe.refine.gram import inverse_factor
 
 # Columns whose mask is chosen together and whose updates reach the rest of the matrix together; the authors' value.
 BLOCK = 128
+# The authors' damping.
+DAMPING = 0.01
 
 
 def sparsegpt(matrix: Matrix) -> Matrix:
@@ -23,7 +25,7 @@ def sparsegpt(matrix: Matrix) -> Matrix:
     inverse Gram matrix; column by column the error (w - q) / U_jj is taken off the columns behind. The criterion's
     score plays no part. Counts are exact: of the matrix, or of each row where rows are compared.
     """
-    upper = inverse_factor(matrix.gram)
+    upper = inverse_factor(matrix.gram, DAMPING)
     weight = matrix.dense.clone()
     weight[:, matrix.gram.diagonal() == 0] = 0.0
     kept = torch.empty_like(matrix.kept)

@@ -153,11 +153,13 @@ folder, sparsity, structure = sys.argv[1], float(sys.argv[2]), sys.argv[3]
 model = AutoModelForCausalLM.from_pretrained(folder + "/model", dtype=torch.bfloat16)
 rows = json.load(open(folder + "/rows.json"))
 data = Dataset.from_dict({"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]})
-recipe = SparseGPTModifier(sparsity=sparsity, mask_structure=structure, targets="Linear", ignore=["lm_head"])
+recipe = SparseGPTModifier(sparsity=sparsity, mask_structure=structure, targets=["Linear"], ignore=["lm_head"])
 start = time.perf_counter()
 oneshot(model=model, dataset=data, recipe=[recipe], max_seq_length=512, num_calibration_samples=len(rows))
 seconds = time.perf_counter() - start
 model.save_pretrained(folder + "/pruned")
+# A target that is no list matches nothing, without a word.
+assert (model.model.layers[0].mlp.down_proj.weight == 0).float().mean() > 0.4, "nothing was pruned"
 print("DONE", json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
 """
 

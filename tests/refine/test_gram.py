@@ -33,7 +33,7 @@ def test_fewer_tokens_than_channels_can_still_be_inverted() -> None:
 
 def test_an_indefinite_matrix_is_damped_further_and_not_replaced() -> None:
     gram = torch.tensor([[1.0, 1.2], [1.2, 1.0]])
-    lower = factor(gram)
+    lower = factor(gram, 0.01)
     found = lower @ lower.T
     assert found[0, 1] == pytest.approx(1.2) and found[0, 0] == pytest.approx(2.0)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from crepe.masks import Matrix, NofM, Pattern, Unstructured, kept_count, output_error, parse_pattern
 from crepe.refine.gram import damped
-from crepe.refine.sparsegpt import sparsegpt
+from crepe.refine.sparsegpt import DAMPING, sparsegpt
 
 
 def _matrix(
@@ -25,7 +25,7 @@ def _matrix(
 
 def _naive(dense: Tensor, gram: Tensor, n: int, m: int) -> Tensor:
     """Column by column in float64, each time with the inverse of what is left; no blocks, no Cholesky factor."""
-    weight, remaining = dense.double().clone(), damped(gram).double()
+    weight, remaining = dense.double().clone(), damped(gram, DAMPING).double()
     for j in range(weight.shape[1]):
         if j % m == 0:
             lost = []
