@@ -114,13 +114,27 @@ def _in_evaluation_mode(model: Any, run: Callable[[], Found]) -> Found:
         model.train(training)
 
 
+# What a recipe says about everything but scores.
+_MEANINGLESS = (
+    "coefficients",
+    "allocation",
+    "bounds",
+    "refine",
+    "refit_steps",
+    "pipeline",
+    "format",
+    "save_masks",
+    "resume",
+)
+
+
 def _require_searchable(recipe: Recipe) -> None:
     """A search ranks scores; what a recipe does after that is none of its business, and is not ignored silently."""
     if recipe.method != "crepe":
         raise UsageError(f"method {recipe.method!r} has no coefficients: search is for crepe")
     if recipe.compare == "global":
         raise UsageError("compare = 'global' needs all scores at once: search with 'tensor' or 'row'")
-    for key in ("coefficients", "allocation", "refine", "pipeline", "format", "save_masks", "resume"):
+    for key in _MEANINGLESS:
         if getattr(recipe, key) != getattr(Recipe(), key):
             raise UsageError(f"{key} = {getattr(recipe, key)!r} has no meaning in a search: leave it out")
 

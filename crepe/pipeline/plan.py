@@ -14,6 +14,7 @@ from crepe.masks.pattern import Pattern
 from crepe.models.blocks import Block, find_blocks
 from crepe.models.views import UNKNOWN_LAYOUT, Inventory, Skipped, View, inventory, matches, outside
 from crepe.recipe import Choices, Recipe
+from crepe.refine import Refinement
 
 # Products with the Gram matrix that a refinement of one matrix comes to, about.
 _SOLVES = 8
@@ -159,7 +160,8 @@ def _seconds(model: Any, plan: Plan, choices: Choices, tokens: int) -> float:
     seconds = (2.0 * tokens * passes + 6.0 * steps) * pruned / speed + pruned * 4e-8
     if _grams(choices):
         squares = sum({(v.owner, v.shape[1]): v.shape[1] ** 2.0 for f in plan.inventories for v in f.views}.values())
-        solves = sum(2.0 * out * inputs**2 for out, inputs in plan.shapes.values()) * _SOLVES * len(choices.refinements)
+        solved = sum(isinstance(found, Refinement) for found in choices.refinements.values())
+        solves = _SOLVES * solved * sum(2.0 * out * inputs**2 for out, inputs in plan.shapes.values())
         seconds += (2.0 * tokens * squares + solves) / exact
     return seconds
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -16,6 +17,9 @@ from crepe.refine.gram import inverse_factor
 BLOCK = 128
 # The authors' damping.
 DAMPING = 0.01
+
+# Saliency (out, columns) -> which of them to keep.
+Choice = Callable[[Tensor], Tensor]
 
 
 def sparsegpt(matrix: Matrix) -> Matrix:
@@ -32,7 +36,7 @@ def sparsegpt(matrix: Matrix) -> Matrix:
     size = _block_size(matrix)
     for start in range(0, weight.shape[1], size):
         columns = slice(start, min(start + size, weight.shape[1]))
-        choose = _chooser(matrix, kept, columns)
+        choose = _choice(matrix, kept[:, :start], columns)
         block, mask, errors = _prune_block(weight[:, columns], upper[columns, columns], choose, _group(matrix))
         weight[:, columns], kept[:, columns] = block, mask
         weight[:, columns.stop :].addmm_(errors, upper[columns, columns.stop :], alpha=-1)
@@ -49,27 +53,19 @@ def _block_size(matrix: Matrix) -> int:
     return max(BLOCK // group, 1) * group
 
 
-class _chooser:  # noqa: N801 - a function with the matrix and the columns before it
-    """Which weights of some columns to keep, given their saliency: the pattern's choice with exact counts."""
-
-    def __init__(self, matrix: Matrix, kept: Tensor, columns: slice) -> None:
-        self.matrix, self.before, self.columns = matrix, kept[:, : columns.start], columns
-
-    def __call__(self, saliency: Tensor) -> Tensor:
-        """saliency: (out, columns) -> bool of the same shape."""
-        matrix = self.matrix
-        if isinstance(matrix.pattern, NofM):
-            return matrix.pattern.select(saliency, matrix.sparsity)
-        rows, end = len(saliency), self.columns.stop
-        if matrix.compare == "row":
-            missing = kept_count(end, matrix.sparsity) - kept_count(self.columns.start, matrix.sparsity)
-            return select_largest(saliency, missing)
-        # The share of all columns up to here, less what those before kept: rounding never adds up.
-        missing = kept_count(rows * end, matrix.sparsity) - int(torch.count_nonzero(self.before))
-        return select_largest(saliency.reshape(1, -1), missing).reshape(saliency.shape)
+def _choice(matrix: Matrix, before: Tensor, columns: slice) -> Choice:
+    """How the pattern chooses among `columns`, with exact counts. before: (out, columns before), what is kept there."""
+    if isinstance(matrix.pattern, NofM):
+        return lambda saliency: matrix.pattern.select(saliency, matrix.sparsity)
+    # The share of all columns up to here, less what those before kept: rounding never adds up.
+    if matrix.compare == "row":
+        keep = kept_count(columns.stop, matrix.sparsity) - kept_count(columns.start, matrix.sparsity)
+        return lambda saliency: select_largest(saliency, keep)
+    keep = kept_count(len(before) * columns.stop, matrix.sparsity) - int(torch.count_nonzero(before))
+    return lambda saliency: select_largest(saliency.reshape(1, -1), keep).reshape(saliency.shape)
 
 
-def _prune_block(weight: Tensor, upper: Tensor, choose: _chooser, group: int | None) -> tuple[Tensor, Tensor, Tensor]:
+def _prune_block(weight: Tensor, upper: Tensor, choose: Choice, group: int | None) -> tuple[Tensor, Tensor, Tensor]:
     """One block of columns. weight: (out, b); upper: (b, b).
 
     Returns:

@@ -24,6 +24,7 @@ def page(manifest: dict[str, Any], evaluation: dict[str, Any] | None) -> str:
         f"<pre>{html.escape(command(manifest['recipe']))}</pre>",
         _before_after(evaluation),
         *_block_plots(manifest["tensors"]),
+        _fits(manifest.get("fits", {})),
         _tensor_table(manifest["tensors"]),
         _skipped_table(manifest["skipped"]),
         _versions(manifest["versions"]),
@@ -59,9 +60,19 @@ def _block_plots(tensors: dict[str, Any]) -> list[str]:
     error = [sum(t["error"] for t in ts) / len(ts) for ts in blocks.values()]
     return [
         "<h2>Sparsity of each block</h2>" + bars(names, sparsity, "share of zeros", 1.0),
-        "<h2>Error of each block</h2><p>Share of the matrices' output energy that was removed, estimated from the "
-        "norms of their inputs; the mean over the block.</p>" + bars(names, error, "relative error"),
+        "<h2>Error of each block</h2><p>Share of the matrices' output energy that was lost, from their inputs' Gram "
+        "matrices where a refinement collected them, else estimated from the norms; the mean over the block.</p>"
+        + bars(names, error, "relative error"),
     ]
+
+
+def _fits(fits: dict[str, dict[str, list[float]]]) -> str:
+    """What fitting whole blocks brought, on calibration batches that the fit did not see."""
+    rows = [(block, name, f"{a:.4f}", f"{b:.4f}") for block, found in fits.items() for name, (a, b) in found.items()]
+    if not rows:
+        return ""
+    found = table(("block", "refinement", "error before", "after"), rows)
+    return f"<details><summary>{len(rows)} fits of whole blocks</summary>{found}</details>"
 
 
 def _block_of(name: str) -> str:
