@@ -223,11 +223,13 @@ def _require_consistent(recipe: Recipe, pattern: Any, refinements: dict[str, Any
             f"allocation {recipe.allocation!r} has nothing to divide: every tensor of pattern {pattern} has sparsity "
             f"{pattern.fixed_sparsity:g}; give alternatives, such as --pattern dense+{pattern}"
         )
-    if recipe.compare == "global" and recipe.allocation != "uniform":
-        raise UsageError("compare = 'global' divides the sparsity by itself: leave the allocation out")
+    if recipe.compare == "global" and (recipe.allocation != "uniform" or recipe.bounds):
+        raise UsageError("compare = 'global' divides the sparsity by itself: leave allocation and bounds out")
     fitting = [name for name, found in refinements.items() if found.sequential]
     if recipe.pipeline == "one-pass" and fitting:
-        raise UsageError(f"refinement {fitting[0]!r} fits blocks to the inputs they will get: leave --pipeline out")
+        raise UsageError(
+            f"refinement {fitting[0]!r} fits blocks to the inputs they will get: use --pipeline sequential"
+        )
     if len(recipe.refine) != len(refinements):
         raise UsageError(f"refine = {','.join(recipe.refine)!r} names a refinement twice")
 

@@ -21,7 +21,10 @@ def tail_exponent(weight: Tensor) -> float | None:
     weight: (out, in) float32; lambda_1 <= ... <= lambda_n are its squared singular values, those that are zero to
     within rounding left out. None where the spectrum has no tail: too short, or all values equal.
     """
-    singular = torch.linalg.svdvals(weight).double()
+    try:
+        singular = torch.linalg.svdvals(weight).double()
+    except RuntimeError:  # it does not converge in float32
+        singular = torch.linalg.svdvals(weight.double().cpu())
     rounding = torch.finfo(torch.float32).eps * max(weight.shape)
     logarithms = 2 * singular[singular > rounding * singular.max()].log()
     k = len(logarithms) // 2

@@ -10,15 +10,15 @@ from crepe.allocation.exact import exact_sparsities, shifted
 from crepe.allocation.options import least_loss_options, options_of
 
 
-def grant(wishes: Mapping[str, float], budget: Budget, spread: float = 1.0) -> dict[str, float]:
+def grant(wishes: Mapping[str, float], budget: Budget) -> dict[str, float]:
     """Sparsities near the wishes that meet the budget.
 
-    Where the pattern leaves the sparsity free: see `exact_sparsities`, within `limits(budget, spread)`. Where it
+    Where the pattern leaves the sparsity free: see `exact_sparsities`, within `limits(budget)`. Where it
     offers a few options: those with the least sum of squared distances to the shifted wishes, by
     `least_loss_options` with its guarantee.
     """
     if budget.pattern.sparsities is None:
-        return exact_sparsities(wishes, budget, limits(budget, spread))
+        return exact_sparsities(wishes, budget, limits(budget))
     return _snap(wishes, budget)
 
 

@@ -90,12 +90,13 @@ def fill_unseen_experts(sums: list[ChannelSums]) -> list[ChannelSums]:
     seen = [s for s in sums if s.tokens]
     if len(seen) == len(sums):
         return sums
-    return [s if s.tokens else _stand_in(s, seen) for s in sums]
+    stand_in = _stand_in(sums[0], seen)
+    return [s if s.tokens else stand_in for s in sums]
 
 
 def _stand_in(unseen: ChannelSums, seen: list[ChannelSums]) -> ChannelSums:
     if seen:
-        means = {name: torch.stack([getattr(s, name) for s in seen]).mean(0) for name in unseen.present}
+        means = {name: sum(getattr(s, name) for s in seen) / len(seen) for name in unseen.present}
         return ChannelSums(tokens=max(sum(s.tokens for s in seen) // len(seen), 1), **means)
     ones = torch.ones_like(unseen.square_sum)
     neutral = {"square_sum": ones, "total": torch.zeros_like(ones), "gram": ones.float().diag()}

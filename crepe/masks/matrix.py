@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from crepe.errors import CrepeError
 from crepe.masks.pattern import Compare, Pattern
 
 
@@ -71,7 +73,12 @@ def output_error(dense: Tensor, weight: Tensor, gram: Tensor) -> float:
     """tr((W - W') G (W - W')^T) / tr(W G W^T): the share of a matrix's output energy that is lost.
 
     dense, weight: (out, in) float32; gram: (in, in), the sum of x x^T over the calibration inputs.
+
+    Raises:
+        CrepeError: weights or inputs hold NaN or infinite values.
     """
     lost = dense - weight
     whole = float(((dense @ gram) * dense).sum(dtype=torch.float64))
+    if not math.isfinite(whole):
+        raise CrepeError("weights or calibration activations hold NaN or infinite values: try --dtype float32")
     return float(((lost @ gram) * lost).sum(dtype=torch.float64)) / whole if whole > 0 else 0.0

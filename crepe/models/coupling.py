@@ -173,7 +173,7 @@ def _holds(candidate: Sequence[Coupling], run: Run, before: Sequence[Tensor], se
             coupled = _tensors(run())
     if not len(before) == len(broken) == len(coupled):
         return False
-    reached = any(bool((_distance(a, b) > 0).any()) for a, b in zip(before, broken, strict=True))
+    reached = any(bool((_distance(a, b)[torch.isfinite(a)] > 0).any()) for a, b in zip(before, broken, strict=True))
     return reached and all(_unchanged(*three) for three in zip(before, coupled, broken, strict=True))
 
 
@@ -219,6 +219,10 @@ def _unchanged(before: Tensor, coupled: Tensor, broken: Tensor) -> bool:
     """Medians over the elements that change at all: the residual stream has a few channels of huge values, whose
     rounding would hide everything else in a norm."""
     error, effect = _distance(before, coupled), _distance(before, broken)
+    if bool((~torch.isfinite(coupled) & torch.isfinite(before)).any()):
+        return False
+    # What overflows already with nothing moved says nothing.
+    error, effect = (distance[torch.isfinite(before)] for distance in (error, effect))
     if not bool((effect > 0).any()):
         return not bool((error > 0).any())
     touched = (effect > 0) | (error > 0)

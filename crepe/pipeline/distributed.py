@@ -32,7 +32,7 @@ def start() -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from accelerate import PartialState
 
-        PartialState()
+        PartialState(cpu=not torch.accelerator.is_available())
 
 
 def share(batches: Sequence[T]) -> list[T]:
@@ -79,4 +79,4 @@ def _started() -> bool:
 
 
 def _device() -> torch.device:
-    return torch.device("cpu") if torch.distributed.get_backend() == "gloo" else torch.device("cuda")
+    return torch.device("cuda") if torch.distributed.get_backend() == "nccl" else torch.device("cpu")

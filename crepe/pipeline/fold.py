@@ -10,7 +10,7 @@ import torch
 from crepe.calibration.statistics import ChannelSums
 from crepe.masks import NofM
 from crepe.models.blocks import Block
-from crepe.models.coupling import Memory, find_couplings, permute_coupling
+from crepe.models.coupling import Coupling, Memory, find_couplings, permute_coupling
 from crepe.models.views import View
 from crepe.pipeline.prune import scores, statistics_of
 from crepe.pipeline.walk import Walk
@@ -18,29 +18,33 @@ from crepe.recipe import Choices
 from crepe.refine import Folding
 
 
-def fold_block(
-    block: Block,
-    walk: Walk,
+def couplings_of(block: Block, walk: Walk, views: list[View], memory: Memory) -> list[Coupling]:
+    """What can be reordered in an onloaded block at which the walk stands: couplings whose consumer is pruned."""
+    names = {view.name for view in views}
+    return [found for found in find_couplings(block, _run(block, walk), memory) if found.consumer.name in names]
+
+
+def fold(
+    couplings: list[Coupling],
     views: list[View],
     sums: Mapping[str, ChannelSums],
     sparsities: Mapping[str, float],
-    folding: Folding,
     choices: Choices,
-    memory: Memory,
 ) -> set[str]:
-    """Reorder the input columns of every view whose producers can follow, in place, with its sums.
+    """Reorder the input columns of every consumer, in place, with the rows behind them and with its sums.
 
     The block computes what it computed before. Returns the names of the views that were reordered.
     """
     by_name = {view.name: view for view in views}
-    couplings = [c for c in find_couplings(block, _run(block, walk), memory) if c.consumer.name in by_name]
     consumers = [by_name[coupling.consumer.name] for coupling in couplings]
-    statistics = statistics_of(views, sums)
+    function = next(found.function for found in choices.refinements.values() if isinstance(found, Folding))
     folded = set()
-    for coupling, (view, score) in zip(couplings, scores(consumers, statistics, choices), strict=True):
+    for coupling, (view, score) in zip(couplings, scores(consumers, statistics_of(views, sums), choices), strict=True):
         pattern = choices.pattern.option_for(sparsities[view.name], score)
-        if isinstance(pattern, NofM):
-            order = folding.function(score, coupling.columns, pattern.n, pattern.m)
+        if not isinstance(pattern, NofM):
+            continue
+        order = function(score, coupling.columns, pattern.n, pattern.m)
+        if not torch.equal(order, torch.arange(len(order), device=order.device)):
             permute_coupling(coupling, order)
             sums[view.name].reorder(order)
             folded.add(view.name)

@@ -25,6 +25,7 @@ from crepe.pipeline.plan import Plan, make_plan
 from crepe.pipeline.prune import TensorReport
 from crepe.pipeline.run import Runner
 from crepe.recipe import Choices, Recipe, build, choose
+from crepe.refine import Refinement
 
 
 @dataclass
@@ -71,7 +72,16 @@ def prune(model: Any = None, output: str | Path | None = None, *, tokenizer: Any
     recipe = build({key: value for key, value in given.items() if value is not None})
     if recipe.output is None:
         raise UsageError("no output: give --output with the folder to write")
-    return _prune_named(recipe, choose(recipe), started)
+    choices = choose(recipe)
+    _require_one_process(choices)
+    return _prune_named(recipe, choices, started)
+
+
+def _require_one_process(choices: Choices) -> None:
+    """Raises UsageError where something looks at whole blocks, of which each rank sees its own batches only."""
+    whole = [name for name, found in choices.refinements.items() if not isinstance(found, Refinement)]
+    if whole and distributed.world_size() > 1:
+        raise UsageError(f"refinement {whole[0]!r} needs all batches in one process: run it without a launcher")
 
 
 def prepare(recipe: Recipe, choices: Choices) -> tuple[Source, Any, Plan]:
@@ -180,6 +190,7 @@ def _prune_object(model: Any, tokenizer: Any, output: Any, fields: dict[str, Any
     rows = fields.pop("rows", None)
     recipe = build({"model": getattr(model, "name_or_path", "") or type(model).__name__, **fields})
     choices = choose(recipe)
+    _require_one_process(choices)
     if rows is None and _needs_rows(choices):
         rows = make_rows(recipe, tokenizer, lambda: model)
     if output is not None and Path(output).exists():
@@ -283,9 +294,6 @@ def _walk(model: Any, choices: Choices, device: torch.device, journal: Journal |
 
     from crepe.pipeline.walk import OutOfOrder
 
-    if choices.fits_blocks and distributed.world_size() > 1:
-        raise UsageError("fitting blocks (--refine refit) needs all batches in one process: run it without a launcher")
-
     plan, batch_size = make_plan(model, choices), choices.recipe.batch_size
     while True:
         runner = Runner(model, plan, choices, device, journal)
@@ -318,7 +326,7 @@ def _result(output: str | None, done: Runner, started: float, source: str) -> Re
     notes = list(plan.notes)
     if unseen and any(report.tokens for report in reports.values()):
         notes.append(f"{len(unseen)} matrices saw no input and were scored by their weights alone, such as {unseen[0]}")
-    stuck = [name for name, report in reports.items() if report.columns != "folded"]
+    stuck = [name for name, report in reports.items() if report.columns == "in place" and report.pattern != "dense"]
     if "fold" in done.choices.recipe.refine and stuck:
         notes.append(
             f"{len(stuck)} matrices keep the order of their columns, such as {stuck[0]}: nothing beside them in their "

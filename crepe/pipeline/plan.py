@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from crepe.allocation import ALLOCATIONS, Budget
+from crepe.allocation.bounds import parse_bounds
 from crepe.errors import CrepeError, UsageError
 from crepe.masks.pattern import Pattern
 from crepe.models.blocks import Block, find_blocks
@@ -46,6 +48,11 @@ class Plan:
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
         return {view.name: view.shape for view in self.views}
+
+    def budget(self, choices: Choices) -> Budget:
+        """What the allocation divides. Raises UsageError for bounds that cannot be read or name nothing."""
+        bounds = parse_bounds(choices.recipe.bounds, self.shapes)
+        return Budget(shapes=self.shapes, sparsity=choices.sparsity, pattern=choices.pattern, bounds=bounds)
 
     def as_one_block(self, model: Any, choices: Choices, where: str) -> Plan:
         """The plan for a model whose forward does not enter its blocks in order."""
@@ -87,6 +94,8 @@ def _plan_over(model: Any, choices: Choices, found: list[Block], why_not: str) -
         )
     _require_matches(model, recipe)
     _require_fit(plan, choices.pattern)
+    # The rule that needs no look at the model says whether the budget can be met at all.
+    ALLOCATIONS.get("uniform").divide({}, plan.budget(choices))
     return plan
 
 
@@ -141,8 +150,8 @@ def estimate(model: Any, plan: Plan, choices: Choices, in_memory: bool) -> Estim
     # Inputs and outputs of one block; with a dense stream its inputs and the targets as well.
     activations = tokens * hidden * model.dtype.itemsize * (4 if choices.fits_blocks else 2)
     grams = 4 * max(sum(v.shape[1] ** 2 for v in found.views) for found in plan.inventories) if _grams(choices) else 0
-    # Weights, gradients and two moments in float32.
-    fit = 16 * max(sum(p.numel() for p in b.module.parameters()) for b in plan.blocks) if choices.fits_blocks else 0
+    # In float32: the weights as they were, as they are and at their best, gradients and two moments.
+    fit = 24 * max(sum(p.numel() for p in b.module.parameters()) for b in plan.blocks) if choices.fits_blocks else 0
     memory = _BASE_BYTES + (size if in_memory else max(blocks)) + 5 * 4 * largest + activations + grams + fit
     return Estimate(memory, size, _seconds(model, plan, choices, tokens))
 

@@ -23,6 +23,7 @@ def hidden_of(output: Any) -> Tensor:
 
 
 def fit_block(
+    model: Any,
     block: Block,
     walk: Walk,
     views: Sequence[View],
@@ -34,7 +35,11 @@ def fit_block(
 ) -> Fit:
     """Fit the surviving weights of an onloaded block in place. masks: by view name; targets: the dense outputs."""
     module = block.module
-    values = {name: p.detach().float() for name, p in module.named_parameters() if p.is_floating_point()}
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    prefix = block.name + "." if block.name else ""
+    # What is another tensor under a second name belongs to that one's block.
+    own = {n: p for n, p in module.named_parameters() if p.is_floating_point() and prefix + n not in tied}
+    values = {name: parameter.detach().float() for name, parameter in own.items()}
     kept = _parameter_masks(module, views, masks)
     run = _runner(block, walk)
     with torch.enable_grad():
@@ -45,14 +50,15 @@ def fit_block(
 
 
 def _parameter_masks(module: nn.Module, views: Sequence[View], masks: Mapping[str, Mask]) -> dict[str, Tensor]:
-    """Masks in the shape of the parameters, which may be transposed or hold several matrices."""
+    """Masks in the shape of the parameters, which may be transposed or hold several matrices. Kept weights that are
+    zero already stay so."""
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     found: dict[str, Tensor] = {}
     for view in views:
         name = names[id(view.parameter)]
         if name not in found:
             found[name] = torch.ones_like(view.parameter, dtype=torch.bool)
-        view.part_of(found[name]).copy_(masks[view.name].kept)
+        view.part_of(found[name]).copy_(masks[view.name].kept & (view.matrix() != 0).to(masks[view.name].kept.device))
     return found
 
 

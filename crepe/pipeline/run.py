@@ -9,17 +9,16 @@ import torch
 from torch import Tensor
 
 from crepe.allocation.base import Budget, Summary
-from crepe.allocation.bounds import parse_bounds
 from crepe.calibration.statistics import ChannelSums
 from crepe.checkpoint.blocks import block_files, restore_block
 from crepe.masks import Mask
 from crepe.models.blocks import Block
-from crepe.models.coupling import Memory
+from crepe.models.coupling import Coupling, Memory
 from crepe.models.onload import onloaded, take_over
 from crepe.models.views import View
 from crepe.pipeline import distributed
 from crepe.pipeline.capture import InputRecorder
-from crepe.pipeline.fold import fold_block
+from crepe.pipeline.fold import couplings_of, fold
 from crepe.pipeline.journal import Journal
 from crepe.pipeline.plan import Plan
 from crepe.pipeline.progress import bar
@@ -50,7 +49,7 @@ class Runner:
         # By block and refinement: the block's error on held-out batches before and after.
         self.fits: dict[str, dict[str, list[float]]] = {}
         # What was found out about how the matrices of a block hang together, for the next blocks.
-        self.couplings: Memory = {}
+        self.memory: Memory = {}
         # Weights that came from disk can be read again; those of a model in memory are gone once they are pruned.
         self.in_memory = not any(parameter.is_meta for parameter in model.parameters())
         self.modified = False
@@ -84,29 +83,30 @@ class Runner:
                 advance()
 
     def _visit(self, index: int, block: Block, walk: Walk, sparsities: Mapping[str, float], known: Sums | None) -> None:
-        targets = [hidden_of(output) for output in walk.advancing(block, _DENSE)] if self.block_refinements else []
+        views = self.plan.inventories[index].views
+        # Before the walk goes on, and for finished blocks as well: what one block shows, the next ones rely on.
+        couplings = self._couplings(block, walk, views)
         done = self.journal.lines.get(block.name) if self.journal else None
         if done is not None:
             self._pass_through(index, block, walk, done)
             return
-        views = self.plan.inventories[index].views
+        targets = [hidden_of(output) for output in walk.advancing(block, _DENSE)] if self.block_refinements else []
         sums = self._collect(index, block, walk) if known is None else known
         self.modified = self.in_memory
-        folded = self._fold(block, walk, views, sums, sparsities)
+        folded = fold(couplings, views, sums, sparsities, self.choices) if couplings else set()
         reports, masks = prune_views(views, sums, sparsities, self.choices, folded)
-        self.fits[block.name] = self._repair(index, block, walk, masks, targets)
+        fits = self._repair(index, block, walk, masks, targets)
+        if fits:
+            self.fits[block.name] = fits
         if self.plan.sequential and not walk.is_last(block):
             walk.advance(block, _PRUNED)
         self._record(index, block, reports, masks)
         self.reports |= reports
 
-    def _fold(
-        self, block: Block, walk: Walk, views: list[View], sums: Sums, sparsities: Mapping[str, float]
-    ) -> set[str]:
-        found = [r for r in self.choices.refinements.values() if isinstance(r, Folding)]
-        if not found or not views:
-            return set()
-        return fold_block(block, walk, views, sums, sparsities, found[0], self.choices, self.couplings)
+    def _couplings(self, block: Block, walk: Walk, views: list[View]) -> list[Coupling]:
+        if not views or not any(isinstance(found, Folding) for found in self.choices.refinements.values()):
+            return []
+        return couplings_of(block, walk, views, self.memory)
 
     def _repair(
         self, index: int, block: Block, walk: Walk, masks: Mapping[str, Mask], targets: list[Tensor]
@@ -118,7 +118,7 @@ class Runner:
             return fits
         for name, refinement in self.block_refinements.items():
             seed = recipe.seed + index
-            fit = fit_block(block, walk, views, masks, targets, refinement, recipe.refit_steps, seed)
+            fit = fit_block(self.model, block, walk, views, masks, targets, refinement, recipe.refit_steps, seed)
             fits[name] = [fit.before, fit.after]
         return fits
 
@@ -127,7 +127,7 @@ class Runner:
             return
         files = block_files(self.model, index, block, masks if self.choices.recipe.save_masks else {})
         tensors = {name: report.to_dict() for name, report in reports.items()}
-        self.journal.record(block.name, files, {"tensors": tensors, "fits": self.fits[block.name]})
+        self.journal.record(block.name, files, {"tensors": tensors, "fits": self.fits.get(block.name, {})})
 
     def _collect(self, index: int, block: Block, walk: Walk) -> dict[str, ChannelSums]:
         """Sums over the inputs of the block's matrices; in one pass the dense outputs go on at once."""
@@ -141,11 +141,14 @@ class Runner:
         return distributed.add_up(recorder.sums)
 
     def _pass_through(self, index: int, block: Block, walk: Walk, done: dict[str, Any]) -> None:
+        if self.block_refinements and not walk.is_last(block):
+            walk.advance(block, _DENSE)
         if self.plan.sequential and self.journal is not None:
             restore_block(self.journal.folder, index, block)
         if not walk.is_last(block):
             walk.advance(block)
-        self.fits[block.name] = done["fits"]
+        if done["fits"]:
+            self.fits[block.name] = done["fits"]
         for name, about in done["tensors"].items():
             self.reports[name] = TensorReport(**{**about, "shape": tuple(about["shape"])})
 
@@ -153,9 +156,7 @@ class Runner:
         """What the allocation gives to each tensor; rules that look at the dense model get a pass of their own."""
         if self.finished:
             return {}
-        rule, shapes, recipe = self.choices.allocation, self.plan.shapes, self.choices.recipe
-        bounds = parse_bounds(recipe.bounds, shapes)
-        budget = Budget(shapes=shapes, sparsity=self.choices.sparsity, pattern=self.choices.pattern, bounds=bounds)
+        rule, budget = self.choices.allocation, self.plan.budget(self.choices)
         summaries: dict[str, Summary] = {}
         if rule.measure is not None:
             self._each_block(

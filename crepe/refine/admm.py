@@ -55,7 +55,10 @@ class _Solver:
 
     @classmethod
     def of(cls, matrix: Tensor) -> _Solver:
-        values, vectors = torch.linalg.eigh(matrix)
+        try:
+            values, vectors = torch.linalg.eigh(matrix)
+        except RuntimeError:  # it does not converge: many equal eigenvalues in float32
+            values, vectors = (found.to(matrix) for found in torch.linalg.eigh(matrix.double().cpu()))
         return cls(matrix, values.clamp_min(0), vectors)
 
     def inverse(self, rho: float) -> Tensor:

@@ -49,7 +49,7 @@ class Refinement(Repair):
 @dataclass(frozen=True)
 class Folding(Repair):
     """Reorders a consumer's input channels before selection, with the producers' rows, so that the model stays the
-    same. function: (scores (out, in), groups of columns that may change places, pattern) -> order (in,)."""
+    same. function: (score (out, in), groups of columns that may change places, n, m) -> order (in,)."""
 
     function: Callable[..., Tensor] = field(kw_only=True)
 

