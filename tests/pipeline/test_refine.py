@@ -150,6 +150,25 @@ def test_a_permuted_mask_holds_in_its_own_order(
     assert permuted and any(mask.pattern.violations(mask.kept) for mask in permuted.values())
 
 
+def test_weights_that_were_zero_before_stay_zero_through_a_fit() -> None:
+    model = tiny_model("llama")
+    with torch.no_grad():
+        for block in find_blocks(model):
+            for parameter in block.module.parameters():
+                if parameter.dim() == 2:
+                    parameter *= torch.rand_like(parameter) < 0.4
+    result = crepe.prune(model, rows=ROWS, batch_size=2, pattern="2:4", refine="refit", refit_steps=8)
+    assert result.sparsity > 0.55
+    for name, report in result.tensors.items():
+        assert int((model.get_parameter(name) == 0).sum()) >= report.zeros
+
+
+def test_folding_goes_with_one_pass() -> None:
+    model, result = _in_memory(pattern="2:4", refine="fold", pipeline="one-pass")
+    assert any(report.columns == "folded" for report in result.tensors.values())
+    assert not any("one full forward" in note for note in result.notes)
+
+
 def test_the_dense_stream_sees_the_dense_model() -> None:
     model, dense = tiny_model("llama"), tiny_model("llama")
     blocks = find_blocks(model)
@@ -203,6 +222,8 @@ def test_a_mix_gives_every_matrix_one_of_its_patterns() -> None:
         ({"allocation": "owl", "compare": "global"}, "compare = 'global' divides the sparsity by itself"),
         ({"bounds": "*=0.9:0.1"}, "use GLOB=LOW:HIGH"),
         ({"bounds": "*.nothing=0:1"}, "matches no pruned tensor"),
+        ({"bounds": "*=0:1", "compare": "global"}, "leave allocation and bounds out"),
+        ({"recipe": "fast", "refine": "refit", "pipeline": "one-pass"}, "use --pipeline sequential"),
         ({"bounds": "*=0.6:0.9"}, "sparsity 0.5 is out of reach: the bounds"),
     ],
 )
@@ -231,8 +252,11 @@ def test_broken_activations_are_named() -> None:
     model = tiny_model("llama")
     with torch.no_grad():
         model.model.embed_tokens.weight[:, 0] = float("nan")
-    with pytest.raises(CrepeError, match="NaN or infinite"):
-        crepe.prune(model, rows=ROWS, refine="cg", method="magnitude")
+    for refine in ("cg", "swaps", "refit", "fold"):
+        with pytest.raises(CrepeError, match="NaN or infinite"):
+            crepe.prune(
+                model, rows=ROWS, refine=refine, method="magnitude" if refine != "fold" else "wanda", pattern="2:4"
+            )
 
 
 @pytest.mark.parametrize("recipe", ["fast", "balanced", "best"])
