@@ -164,7 +164,7 @@ def test_weights_that_were_zero_before_stay_zero_through_a_fit() -> None:
 
 
 def test_folding_goes_with_one_pass() -> None:
-    model, result = _in_memory(pattern="2:4", refine="fold", pipeline="one-pass")
+    _, result = _in_memory(pattern="2:4", refine="fold", pipeline="one-pass")
     assert any(report.columns == "folded" for report in result.tensors.values())
     assert not any("one full forward" in note for note in result.notes)
 
