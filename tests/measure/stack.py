@@ -43,6 +43,7 @@ ALLOCATIONS = ("owl", "alpha", "error")
 REFINED = ("dsnot", "swaps", "optimal", "cg", "sparsegpt", "admm", "refit")
 GROUPED = ("permute", "fold")
 RECIPES = ("fast", "balanced", "best")
+PEERS = {"float32": "llm-compressor sparsegpt", "bfloat16": "llm-compressor sparsegpt, bfloat16"}
 
 
 def cases() -> dict[str, dict[str, Any]]:
@@ -149,11 +150,11 @@ from datasets import Dataset
 from llmcompressor import oneshot
 from llmcompressor.modifiers.pruning import SparseGPTModifier
 from transformers import AutoModelForCausalLM
-folder, sparsity, structure = sys.argv[1], float(sys.argv[2]), sys.argv[3]
-model = AutoModelForCausalLM.from_pretrained(folder + "/model", dtype=torch.bfloat16)
+folder, sparsity, structure, dtype = sys.argv[1:]
+model = AutoModelForCausalLM.from_pretrained(folder + "/model", dtype=getattr(torch, dtype))
 rows = json.load(open(folder + "/rows.json"))
 data = Dataset.from_dict({"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]})
-recipe = SparseGPTModifier(sparsity=sparsity, mask_structure=structure, targets=["Linear"], ignore=["lm_head"])
+recipe = SparseGPTModifier(sparsity=float(sparsity), mask_structure=structure, targets=["Linear"], ignore=["lm_head"])
 start = time.perf_counter()
 oneshot(model=model, dataset=data, recipe=[recipe], max_seq_length=512, num_calibration_samples=len(rows))
 seconds = time.perf_counter() - start
@@ -165,7 +166,8 @@ print("DONE", json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_m
 
 
 def peer(given: argparse.Namespace) -> None:
-    """llm-compressor's SparseGPT with the same rows, beside which `run` is held."""
+    """llm-compressor's SparseGPT with the same rows, beside which `run` is held: in float32, its default for this model,
+    or in bfloat16."""
     import tempfile
 
     import crepe
@@ -181,11 +183,12 @@ def peer(given: argparse.Namespace) -> None:
     rows: Tensor = packed_rows(tokenizer, read_corpus(given.calibration), 64, SEQLEN, 0)
     (folder / "rows.json").write_text(json.dumps(rows.tolist()))
     for label, fields in PATTERNS.items():
-        name = f"{label}/llm-compressor sparsegpt"
+        name = f"{label}/{PEERS[given.peer_dtype]}"
         if name in lines.found or not any(fnmatch.fnmatch(name, glob) for glob in given.cases.split(",")):
             continue
         structure = str(fields.get("pattern", "0:0"))
         command = [given.peer, "-c", PEER, str(folder), str(fields.get("sparsity", 0.5)), structure]
+        command.append(given.peer_dtype)
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=folder)
         seconds, peak = json.loads(done.stdout.split("DONE")[-1])
         pruned = crepe.load(str(folder / "pruned"), dtype="bfloat16")[0]
@@ -200,7 +203,7 @@ def report(given: argparse.Namespace) -> None:
     for label in PATTERNS:
         print(f"### {label}\n\n| case | perplexity | manual | KL | seconds | peak memory |\n|---|---|---|---|---|---|")
         names = [name for name in cases() if name.startswith(f"{label}/")]
-        for name in [*names, f"{label}/llm-compressor sparsegpt"]:
+        for name in [*names, *(f"{label}/{name}" for name in PEERS.values())]:
             print(f"| {name.split('/')[1]} |", " | ".join(_cells(lines.found.get(name))), "|")
         print()
         _figure(lines, label, given.folder)
@@ -243,6 +246,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--cases", default="*")
     parser.add_argument("--peer")
+    parser.add_argument("--peer-dtype", choices=list(PEERS), default="float32")
     parser.add_argument("--one")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
