@@ -166,8 +166,8 @@ print("DONE", json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_m
 
 
 def peer(given: argparse.Namespace) -> None:
-    """llm-compressor's SparseGPT with the same rows, beside which `run` is held: in float32, its default for this model,
-    or in bfloat16."""
+    """llm-compressor's SparseGPT with the same rows, beside which `run` is held: in float32, which is what it makes of
+    this model by default, or in bfloat16."""
     import tempfile
 
     import crepe
