@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import crepe
-from crepe.pipeline.journal import Journal
+from crepe.pipeline.journal import Journal, work_folder
 
 FIELDS: dict[str, Any] = {"samples": 6, "seqlen": 24, "batch_size": 2}
 
@@ -41,3 +41,16 @@ def kill_after(monkeypatch: pytest.MonkeyPatch, blocks: int) -> None:
         original(self, *args)
 
     monkeypatch.setattr(Journal, "record", record)
+
+
+def assert_resume_gives_the_same_bytes(folder: str, text: str, place: Path, **fields: Any) -> None:
+    """Kill a run after its first block, go on with it, and hold it against one that was left alone."""
+    prune_named(folder, place / "whole", text, **fields)
+    with pytest.MonkeyPatch.context() as patch:
+        kill_after(patch, 1)
+        with pytest.raises(Killed):
+            prune_named(folder, place / "resumed", text, **fields)
+    assert not (place / "resumed").exists()
+    prune_named(folder, place / "resumed", text, resume=True, **fields)
+    assert files_of(place / "resumed") == files_of(place / "whole")
+    assert not work_folder(place / "resumed").exists()

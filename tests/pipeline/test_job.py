@@ -19,7 +19,7 @@ import crepe
 from crepe.errors import CrepeError, UsageError
 from crepe.pipeline.journal import work_folder
 from families import tiny_model
-from runs import Killed, files_of, kill_after, prune_named
+from runs import Killed, assert_resume_gives_the_same_bytes, files_of, kill_after, prune_named
 
 
 @pytest.mark.parametrize(
@@ -29,16 +29,7 @@ from runs import Killed, files_of, kill_after, prune_named
 def test_resume_gives_the_same_bytes(
     fields: dict[str, Any], model_type: str, tiny_folder: Callable[..., str], text_file: str, tmp_path: Path
 ) -> None:
-    folder = tiny_folder(model_type)
-    prune_named(folder, tmp_path / "whole", text_file, **fields)
-    with pytest.MonkeyPatch.context() as patch:
-        kill_after(patch, 1)
-        with pytest.raises(Killed):
-            prune_named(folder, tmp_path / "resumed", text_file, **fields)
-    assert not (tmp_path / "resumed").exists()
-    prune_named(folder, tmp_path / "resumed", text_file, resume=True, **fields)
-    assert files_of(tmp_path / "resumed") == files_of(tmp_path / "whole")
-    assert not work_folder(tmp_path / "resumed").exists()
+    assert_resume_gives_the_same_bytes(tiny_folder(model_type), text_file, tmp_path, **fields)
 
 
 def test_sequential_differs_from_one_pass(tiny_folder: Callable[..., str], text_file: str, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from crepe.models.blocks import find_blocks
 from crepe.pipeline.walk import Walk, forward_tokens
 from crepe.refine import REFINEMENTS
 from families import tiny_model
-from runs import Killed, files_of, kill_after, prune_named
+from runs import Killed, assert_resume_gives_the_same_bytes, files_of, prune_named
 
 ROWS = torch.randint(3, 128, (12, 24), generator=torch.Generator().manual_seed(0))
 FAMILIES = ["llama", "gpt2", "bloom", "qwen3_moe", "gpt_oss", "mamba", "gemma3n_text", "phi3"]
@@ -74,14 +74,7 @@ def test_repairs_lower_the_distance_to_the_dense_model() -> None:
 def test_resume_gives_the_same_bytes(
     fields: dict[str, Any], model_type: str, tiny_folder: Callable[..., str], text_file: str, tmp_path: Path
 ) -> None:
-    folder = tiny_folder(model_type)
-    prune_named(folder, tmp_path / "whole", text_file, **fields)
-    with pytest.MonkeyPatch.context() as patch:
-        kill_after(patch, 1)
-        with pytest.raises(Killed):
-            prune_named(folder, tmp_path / "resumed", text_file, **fields)
-    prune_named(folder, tmp_path / "resumed", text_file, resume=True, **fields)
-    assert files_of(tmp_path / "resumed") == files_of(tmp_path / "whole")
+    assert_resume_gives_the_same_bytes(tiny_folder(model_type), text_file, tmp_path, **fields)
 
 
 def test_a_kill_in_the_middle_of_a_refit_loses_only_that_block(
