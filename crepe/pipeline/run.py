@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -171,7 +172,11 @@ class Runner:
             walk.advance(block)
         statistics = statistics_of(views, distributed.add_up(recorder.sums))
         uniform = {view.name: self.choices.sparsity for view in views}
-        found = {view.name: matrix for view, matrix in matrices(views, statistics, uniform, self.choices)}
+        # Rules read the dense weights: the masked copies of a whole block need not stay in memory.
+        found = {
+            view.name: replace(matrix, weight=matrix.dense)
+            for view, matrix in matrices(views, statistics, uniform, self.choices)
+        }
         summaries: dict[str, Summary] = rule.measure(found, budget)
         return summaries
 
