@@ -26,11 +26,15 @@ from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=getattr(torch, sys.argv[3]))
 rows = json.load(open(sys.argv[2]))
 data = Dataset.from_dict({"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]})
-recipe = WandaPruningModifier(sparsity=0.5, mask_structure="0:0", targets=["Linear"], ignore=["lm_head"])
+# Blocks as targets, in a list: "Linear" as a string matches nothing, without a word, and in a list it prunes the tied
+# output embedding in spite of ignore=["lm_head"].
+targets = [type(model.model.layers[0]).__name__]
+embedding = model.model.embed_tokens.weight.clone()
+recipe = WandaPruningModifier(sparsity=0.5, mask_structure="0:0", targets=targets)
 start = time.perf_counter()
 oneshot(model=model, dataset=data, recipe=[recipe], max_seq_length=512, num_calibration_samples=len(rows))
 seconds = time.perf_counter() - start
-# A target that is no list matches nothing, without a word.
+assert torch.equal(model.model.embed_tokens.weight, embedding), "the embedding was pruned"
 assert (model.model.layers[0].mlp.down_proj.weight == 0).float().mean() > 0.4, "nothing was pruned"
 print("SECONDS", seconds)
 """

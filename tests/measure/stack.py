@@ -154,13 +154,17 @@ folder, sparsity, structure, dtype = sys.argv[1:]
 model = AutoModelForCausalLM.from_pretrained(folder + "/model", dtype=getattr(torch, dtype))
 rows = json.load(open(folder + "/rows.json"))
 data = Dataset.from_dict({"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]})
-recipe = SparseGPTModifier(sparsity=float(sparsity), mask_structure=structure, targets=["Linear"], ignore=["lm_head"])
+# Blocks as targets, in a list: "Linear" as a string matches nothing, without a word, and in a list it prunes the output
+# embedding, which is tied to the input embedding, in spite of ignore=["lm_head"].
+targets = [type(model.model.layers[0]).__name__]
+embedding = model.model.embed_tokens.weight.clone()
+recipe = SparseGPTModifier(sparsity=float(sparsity), mask_structure=structure, targets=targets)
 start = time.perf_counter()
 oneshot(model=model, dataset=data, recipe=[recipe], max_seq_length=512, num_calibration_samples=len(rows))
 seconds = time.perf_counter() - start
 model.save_pretrained(folder + "/pruned")
-# A target that is no list matches nothing, without a word.
 assert (model.model.layers[0].mlp.down_proj.weight == 0).float().mean() > 0.4, "nothing was pruned"
+assert torch.equal(model.model.embed_tokens.weight, embedding), "the embedding was pruned"
 print("DONE", json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
 """
 
