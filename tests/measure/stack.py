@@ -203,19 +203,19 @@ def peer(given: argparse.Namespace) -> None:
 
 def report(given: argparse.Namespace) -> None:
     lines = Lines(given.folder)
-    print(f"dense: {lines.found['dense']['perplexity']:.2f}, on the manual {lines.found['dense']['other']:.2f}\n")
+    print(f"Dense: {lines.found['dense']['perplexity']:.2f}, on the manual {lines.found['dense']['other']:.2f}.\n")
     for label in PATTERNS:
-        print(f"### {label}\n\n| case | perplexity | manual | KL | seconds | peak memory |\n|---|---|---|---|---|---|")
         names = [name for name in cases() if name.startswith(f"{label}/")]
-        for name in [*names, *(f"{label}/{name}" for name in PEERS.values())]:
-            print(f"| {name.split('/')[1]} |", " | ".join(_cells(lines.found.get(name))), "|")
-        print()
+        names += [f"{label}/{name}" for name in PEERS.values()]
+        print(f"### {label}\n\n| case | perplexity | manual | KL | seconds | peak memory |\n|---|---|---|---|---|---|")
+        for name in (name for name in names if name in lines.found):
+            print(f"| {name.split('/')[1]} |", " | ".join(_cells(lines.found[name])), "|")
+        missing = [name.split("/")[1] for name in names if name not in lines.found]
+        print(f"\nNot measured: {', '.join(missing) or 'nothing'}.\n")
         _figure(lines, label, given.folder)
 
 
-def _cells(line: dict[str, Any] | None) -> list[str]:
-    if line is None:
-        return ["not measured", "", "", "", ""]
+def _cells(line: dict[str, Any]) -> list[str]:
     numbers = [f"{line['perplexity']:.2f}", f"{line['other']:.2f}", f"{line['kl']:.3f}"]
     return [*numbers, f"{line['seconds']:.0f}", f"{line['peak'] / 1e9:.2f} GB"]
 
