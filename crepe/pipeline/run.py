@@ -105,7 +105,8 @@ class Runner:
         self.reports |= reports
 
     def _couplings(self, block: Block, walk: Walk, views: list[View]) -> list[Coupling]:
-        if not views or not any(isinstance(found, Folding) for found in self.choices.refinements.values()):
+        folding = any(isinstance(found, Folding) for found in self.choices.refinements.values())
+        if self.finished or not views or not folding:
             return []
         return couplings_of(block, walk, views, self.memory)
 

@@ -77,6 +77,24 @@ def test_resume_gives_the_same_bytes(
     assert_resume_gives_the_same_bytes(tiny_folder(model_type), text_file, tmp_path, **fields)
 
 
+def test_a_kill_between_the_last_block_and_the_output_is_resumed(
+    tiny_folder: Callable[..., str], text_file: str, tmp_path: Path
+) -> None:
+    """Nothing is left to walk then, so nothing may ask for a batch."""
+    folder, fields = tiny_folder(), {"refine": "fold,sparsegpt,refit", "pattern": "2:4", "refit_steps": 2}
+    prune_named(folder, tmp_path / "whole", text_file, **fields)
+
+    def killed(*arguments: Any) -> None:
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("crepe.pipeline.job.assemble", killed)
+        with pytest.raises(Killed):
+            prune_named(folder, tmp_path / "resumed", text_file, **fields)
+    prune_named(folder, tmp_path / "resumed", text_file, resume=True, **fields)
+    assert files_of(tmp_path / "resumed") == files_of(tmp_path / "whole")
+
+
 def test_a_kill_in_the_middle_of_a_refit_loses_only_that_block(
     tiny_folder: Callable[..., str], text_file: str, tmp_path: Path
 ) -> None:
