@@ -26,6 +26,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 WINDOWS, OTHER_WINDOWS, SEQLEN = 32, 12, 512
@@ -42,6 +43,7 @@ MASKS: dict[str, dict[str, Any]] = {
 ALLOCATIONS = ("owl", "alpha", "error")
 REFINED = ("dsnot", "swaps", "optimal", "cg", "sparsegpt", "admm", "refit")
 GROUPED = ("permute", "fold")
+FLOAT = {"sparsegpt, float32": {"refine": "sparsegpt", "dtype": "float32"}}  # as the peer runs
 RECIPES = ("fast", "balanced", "best")
 PEERS = {"float32": "llm-compressor sparsegpt", "bfloat16": "llm-compressor sparsegpt, bfloat16"}
 
@@ -51,7 +53,7 @@ def cases() -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {"dense": {}}
     for label, pattern in PATTERNS.items():
         grouped = "pattern" in pattern
-        table = {**MASKS, **{name: {"refine": name} for name in REFINED}}
+        table = {**MASKS, **{name: {"refine": name} for name in REFINED}, **FLOAT}
         if grouped:
             table |= {name: {"refine": name, "pipeline": "one-pass"} for name in GROUPED}
         else:
@@ -82,8 +84,8 @@ def one(given: argparse.Namespace) -> dict[str, Any]:
     from crepe.calibration.tokens import packed_rows
     from crepe.recipe import build
 
-    model, tokenizer = crepe.load(given.model, dtype="bfloat16")
     fields = cases()[given.one]
+    model, tokenizer = crepe.load(given.model, dtype=fields.pop("dtype", "bfloat16"))
     line: dict[str, Any] = {"case": given.one}
     if fields:
         samples = build({"model": "x", **{k: v for k, v in fields.items() if k == "recipe"}}).samples
@@ -94,8 +96,8 @@ def one(given: argparse.Namespace) -> dict[str, Any]:
         assert not raised and not worse, (raised, worse)
         line |= {"sparsity": result.sparsity, "seconds": result.seconds, "peak": result.peak_memory_bytes}
         line["error"] = sum(report.error for report in result.tensors.values()) / len(result.tensors)
-        line["date"] = time.strftime("%Y-%m-%d")
-    return line | _evaluate(model, tokenizer, given)
+        line |= {"date": time.strftime("%Y-%m-%d"), "threads": torch.get_num_threads()}
+    return line | _evaluate(model.to(torch.bfloat16), tokenizer, given)
 
 
 def _with_file(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -197,6 +199,7 @@ def peer(given: argparse.Namespace) -> None:
         seconds, peak = json.loads(done.stdout.split("DONE")[-1])
         pruned = crepe.load(str(folder / "pruned"), dtype="bfloat16")[0]
         line = {"case": name, "seconds": seconds, "peak": peak, "date": time.strftime("%Y-%m-%d")}
+        line["threads"] = torch.get_num_threads()
         lines.add(line | _evaluate(pruned, tokenizer, given))
         print(name, f"{lines.found[name]['perplexity']:.2f}", f"{seconds:.0f} s", flush=True)
 
