@@ -1,5 +1,6 @@
 """The mask API: patterns, exact selection, counting, checking, packing. Knows tensors only."""
 
+from crepe.masks.colblock import ColBlock
 from crepe.masks.mask_set import Mask, MaskSet
 from crepe.masks.matrix import Matrix, output_error
 from crepe.masks.mixed import Dense, Mixed
@@ -7,6 +8,7 @@ from crepe.masks.pattern import NofM, Pattern, Unstructured, parse_pattern
 from crepe.masks.select import apply_mask, kept_count, select_largest, select_n_of_m
 
 __all__ = [
+    "ColBlock",
     "Dense",
     "Mask",
     "MaskSet",

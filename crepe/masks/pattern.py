@@ -107,7 +107,8 @@ class NofM(Pattern):
 
 
 def parse_pattern(text: str) -> Pattern:
-    """`unstructured`, `N:M` with 0 < N < M, `dense`, or alternatives for each tensor such as `dense+2:4+4:8`.
+    """`unstructured`, `N:M` with 0 < N < M, `colblock:RxC`, `dense`, or alternatives for each tensor such as
+    `dense+2:4+4:8`.
 
     Raises:
         UsageError: anything else.
@@ -119,10 +120,15 @@ def parse_pattern(text: str) -> Pattern:
         return parse_mixed(text)
     if text == "unstructured":
         return Unstructured()
+    if text.startswith("colblock"):
+        from crepe.masks.colblock import parse_colblock
+
+        return parse_colblock(text)
     found = re.fullmatch(r"(\d+):(\d+)", text.strip())
     if not found:
         raise UsageError(
-            f"unknown pattern {text!r}: use 'unstructured', N:M such as 2:4, or a choice such as dense+2:4"
+            f"unknown pattern {text!r}: use unstructured, N:M such as 2:4, colblock:RxC such as colblock:64x8, or a "
+            "choice such as dense+2:4"
         )
     n, m = int(found[1]), int(found[2])
     if not 0 < n < m:

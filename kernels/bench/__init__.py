@@ -1,0 +1,1 @@
+"""What `crepe bench --kernels` measures, one file for each operation."""

@@ -1,0 +1,81 @@
+"""One dispatcher for all operations: the device and the shapes decide which backend runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+from torch import Tensor
+
+from crepe.errors import CrepeError, unknown
+from crepe.registry import Registry
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to run an operation.
+
+    run: takes the operation's arguments. obstacle: takes the same and says why `run` cannot serve them, None where it
+    can; it looks at devices, dtypes and shapes only, never at values.
+    """
+
+    name: str
+    run: Callable[..., Any]
+    obstacle: Callable[..., str | None]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An operation and its backends, the preferred ones first. The last is the torch reference, which always fits."""
+
+    name: str
+    backends: tuple[Backend, ...]
+
+    def choose(self, *args: Any) -> Backend:
+        """The first backend that can serve these arguments."""
+        return next(backend for backend in self.backends if backend.obstacle(*args) is None)
+
+    def run(self, *args: Any, backend: str | None = None) -> Any:
+        """The result of the chosen backend, or of the one that is named: that never falls back.
+
+        Raises:
+            UsageError: no such backend. CrepeError: the named one cannot serve the arguments; the message says why.
+        """
+        return (self.named(backend, *args) if backend else self.choose(*args)).run(*args)
+
+    def named(self, name: str, *args: Any) -> Backend:
+        by_name = {backend.name: backend for backend in self.backends}
+        if name not in by_name:
+            raise unknown(f"backend of {self.name}", name, by_name)
+        reason = by_name[name].obstacle(*args)
+        if reason:
+            raise CrepeError(f"{self.name} cannot run on backend {name!r}: {reason}")
+        return by_name[name]
+
+
+OPERATIONS: Registry[Operation] = Registry("operation", "crepe.kernels.operations")
+
+
+def always(*args: Any) -> str | None:
+    """The obstacle of a torch reference: none."""
+    return None
+
+
+def triton_obstacle(tensor: Tensor) -> str | None:
+    """Why no Triton kernel can run on this tensor: it is not on a GPU (unless Triton interprets), or there is no
+    Triton."""
+    if find_spec("triton") is None:
+        return "triton is not installed; install crepe-prune[triton]"
+    if not tensor.is_cuda and not interpreting():
+        return f"it needs a GPU and the tensors are on {tensor.device}"
+    return None
+
+
+def interpreting() -> bool:
+    """Whether Triton runs kernels in its interpreter, on the CPU. Triton itself reads the variable when a kernel is
+    defined."""
+    import os
+
+    return os.environ.get("TRITON_INTERPRET") == "1"

@@ -1,0 +1,32 @@
+"""The dispatcher: what fits first runs, and a backend asked for by name never falls back."""
+
+from __future__ import annotations
+
+import pytest
+
+from crepe.errors import CrepeError, UsageError
+from crepe.kernels.dispatch import Backend, Operation, always
+
+DOUBLE = Operation(
+    "double",
+    (
+        Backend("small", lambda x: ("small", 2 * x), lambda x: None if x < 10 else f"{x} is not under 10"),
+        Backend("torch", lambda x: ("torch", 2 * x), always),
+    ),
+)
+
+
+def test_the_first_that_fits_runs() -> None:
+    assert DOUBLE.run(3) == ("small", 6)
+    assert DOUBLE.run(30) == ("torch", 60)
+
+
+def test_a_named_backend_never_falls_back() -> None:
+    assert DOUBLE.run(3, backend="torch") == ("torch", 6)
+    with pytest.raises(CrepeError, match="double cannot run on backend 'small': 30 is not under 10"):
+        DOUBLE.run(30, backend="small")
+
+
+def test_an_unknown_backend_is_named() -> None:
+    with pytest.raises(UsageError, match="smal"):
+        DOUBLE.run(3, backend="smal")
