@@ -15,6 +15,8 @@ def add_parser(verbs: Any) -> None:
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("model", nargs="?", metavar="M", help="output folder, Hub id, .gguf file or alias")
+    parser.add_argument("--kernels", action="store_true", help="every operation over the shapes of real models")
+    parser.add_argument("--only", type=_names, metavar="GLOB,...", help='with --kernels: "operation label tokens"')
     parser.add_argument(
         "--reference", metavar="M", help="what to compare with; a packed model's dense form unless said"
     )
@@ -33,16 +35,50 @@ def _numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",") if part]
 
 
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
+
+
 def run(arguments: argparse.Namespace) -> None:
     from crepe.cli.output import emit
     from crepe.errors import UsageError
     from crepe.eval.bench import bench
 
     given = {key: value for key, value in vars(arguments).items() if key not in ("run", "verb", "json")}
+    if given.pop("kernels", False):
+        _run_kernels(given, "json" in arguments)
+        return
     if "model" not in given:
-        raise UsageError("nothing to measure: give a model, such as crepe bench llama-2of4-packed")
+        raise UsageError("nothing to measure: give a model, such as crepe bench llama-2of4-packed, or --kernels")
     result = bench(given.pop("model"), **given)
     emit("json" in arguments, result, _lines(result))
+
+
+def _run_kernels(given: dict[str, Any], as_json: bool) -> None:
+    from crepe.cli.output import emit
+    from crepe.errors import UsageError
+    from crepe.eval.bench_kernels import bench_kernels
+
+    wrong = sorted(set(given) - {"only", "device"})
+    if wrong:
+        raise UsageError(f"{wrong[0].replace('_', '-')!r} does not go with --kernels: it takes --only and --device")
+    result = bench_kernels(**given)
+    emit(as_json, result, _kernel_lines(result))
+
+
+def _kernel_lines(result: dict[str, Any]) -> list[str]:
+    from crepe.cli.output import table
+
+    rows = [("operation", "shape of", "tokens, outputs, inputs", "way", "us", "floor us", "times faster")]
+    for case in result["cases"]:
+        for name, way in case["ways"].items():
+            times = ", ".join(f"{value:.2f}x {base}" for base, value in case["times_faster"].get(name, {}).items())
+            shape = " x ".join(map(str, case["shape"]))
+            numbers = (f"{way['us']:.1f}", f"{way['floor_us']:.1f}")
+            rows.append((case["operation"], case["label"], shape, name, *numbers, times))
+    lines = table(rows) if result["cases"] else []
+    lines.append("on " + ", ".join(f"{key} {value}" for key, value in result["machine"].items()))
+    return lines + [f"not measured: {note}" for note in result["not_measured"]]
 
 
 def _lines(result: dict[str, Any]) -> list[str]:
