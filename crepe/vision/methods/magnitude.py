@@ -1,0 +1,16 @@
+"""Filter norms: l1 (Li et al. 2017) and l2 (He et al. 2018)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from crepe.vision.methods.base import METHODS, FilterPart, Layer, Method, largest
+
+
+def norm_score(layer: Layer, power: int) -> Tensor:
+    """||F_i||_p of every filter, summed over tied layers: (out,) float32."""
+    return sum((w.flatten(1).norm(power, dim=1) for w in layer.weights[1:]), layer.weight.flatten(1).norm(power, dim=1))
+
+
+METHODS.add("l1", Method((FilterPart(lambda layer, keep: largest(norm_score(layer, 1), keep)),)))
+METHODS.add("l2", Method((FilterPart(lambda layer, keep: largest(norm_score(layer, 2), keep)),)))
