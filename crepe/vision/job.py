@@ -30,6 +30,7 @@ from crepe.vision.layers import taylor
 from crepe.vision.load import logits_of, open_image_model
 from crepe.vision.preprocess import Preprocessor, example_input
 from crepe.vision.recipe import ImageChoices, build_image, choose_image
+from crepe.vision.repairs import REPAIRS
 from crepe.vision.save import ImageReport, save_image_model
 from crepe.vision.select import Selection, select, zeros_after
 from crepe.vision.source import resolve_image
@@ -199,6 +200,7 @@ class _Run:
             cut(graph, selection.groups, selection.kept)
             masks = zeros_after(self.model, selection)
         self.model.requires_grad_(True)
+        self._repair(masks)
         training = self._train(masks, work)
         seconds, zeros = time.perf_counter() - started, sum(report.zeros for report in reports.values())
         return ImageResult(
@@ -215,6 +217,15 @@ class _Run:
             training,
             _notes(self.choices, selection),
         )
+
+    def _repair(self, masks: dict[str, Tensor]) -> None:
+        recipe = self.choices.recipe
+        for name in recipe.refine:
+            if self.images is not None:
+                rows = chosen(self.images, recipe.samples, recipe.seed)
+                found = batches(rows, self.preprocess, recipe.batch_size)
+                REPAIRS.get(name)(self.model.to(self.device), found)
+                hold(self.model.to("cpu"), masks)
 
     def _train(self, masks: dict[str, Tensor], work: Path | None) -> list[dict[str, float]]:
         if not self.choices.recipe.finetune or self.images is None:

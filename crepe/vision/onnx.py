@@ -37,11 +37,16 @@ def export(model: nn.Module, preprocess: Preprocessor, path: Path) -> str:
         CrepeError: onnx is not installed, the export fails, or onnxruntime computes something else.
     """
     example = example_input(preprocess, count=2, seed=1)
-    wrapped = _Logits(model).eval()
+    write(model, example, path)
+    return _checked(_Logits(model).eval(), example, path)
+
+
+def write(model: nn.Module, example: Tensor, path: Path) -> None:
+    """Export without a check. Raises CrepeError as `export` does."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            _quietly_exported(wrapped, example, path)
+            _quietly_exported(_Logits(model).eval(), example, path)
     except ImportError as error:
         raise CrepeError(
             f"--onnx needs onnx and onnxscript ({error}): pip install onnx onnxscript onnxruntime"
@@ -49,7 +54,6 @@ def export(model: nn.Module, preprocess: Preprocessor, path: Path) -> str:
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise CrepeError(f"the model cannot be exported to ONNX: {reason[0]}; leave --onnx out") from error
-    return _checked(wrapped, example, path)
 
 
 def _quietly_exported(model: nn.Module, example: Tensor, path: Path) -> None:

@@ -8,12 +8,13 @@ from typing import Any
 from crepe.errors import UsageError, unknown
 from crepe.recipe import Recipe, build
 from crepe.vision.methods import METHODS, Method
+from crepe.vision.repairs import REPAIRS
 from crepe.vision.widths import RULES, Rule
 
 DEFAULTS: dict[str, Any] = {"method": "l2", "format": "sliced", "batch_size": 64, "samples": 256}
 OPTIMIZERS = ("sgd", "adamw")
 # Fields of language models, which must stay as they are.
-_FOREIGN = ("pattern", "compare", "coefficients", "bounds", "refine", "refit_steps", "seqlen", "pipeline", "dtype")
+_FOREIGN = ("pattern", "compare", "coefficients", "bounds", "refit_steps", "seqlen", "pipeline", "dtype")
 _SPARSITY = 0.5
 
 
@@ -30,7 +31,7 @@ class ImageChoices:
 
     @property
     def needs_images(self) -> bool:
-        return bool(self.method.needs) or self.recipe.finetune > 0
+        return bool(self.method.needs) or self.recipe.finetune > 0 or bool(self.recipe.refine)
 
 
 def build_image(given: dict[str, Any]) -> Recipe:
@@ -49,10 +50,13 @@ def choose_image(recipe: Recipe) -> ImageChoices:
         raise UsageError("sparsity and macs: each decides how much is removed; give one of them")
     if recipe.macs is not None and not 0 < recipe.macs <= 1:
         raise UsageError(f"macs = {recipe.macs}: give the share of multiply-accumulates to keep, such as 0.4")
+    for name in recipe.refine:
+        REPAIRS.get(name)
     _require_training(recipe)
     choices = ImageChoices(recipe, method, rule, _SPARSITY if recipe.sparsity is None else recipe.sparsity, recipe.macs)
     if choices.needs_images and recipe.calibration == "self":
-        what = "fine-tuning" if recipe.finetune else f"method {recipe.method!r}"
+        repair = f"refinement {recipe.refine[0]!r}" if recipe.refine else f"method {recipe.method!r}"
+        what = "fine-tuning" if recipe.finetune else repair
         raise UsageError(f"{what} needs images: give --calibration with an image folder, a .parquet file or a Hub id")
     return choices
 
