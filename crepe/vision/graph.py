@@ -81,6 +81,9 @@ class Graph:
                     members[role].append(Member(self._name(module), indices))
         if any(part in kind for kind in kinds for part in _ATTENTION):
             obstacles.append("it belongs to an attention, whose heads have to be cut together")
+        root = self._name(items[0].dep.target.module)
+        if root not in [member.name for member in members["makers"]]:
+            obstacles.append("no convolution and no Linear layer makes its channels")
         folds, obstacle = self._folds(members, width)
         if not members["users"]:
             obstacles.append("nothing reads its channels: it makes the output of the model")
@@ -88,7 +91,7 @@ class Graph:
         parts: dict[str, tuple[Member, ...]] = {role: tuple(values) for role, values in members.items()}
         tied = len(parts["makers"]) > 1 and any(kind.startswith("AddBackward") for kind in kinds)
         return Group(
-            parts["makers"][0].name if parts["makers"] else self._name(items[0].dep.target.module),
+            root,
             width,
             **parts,
             folds=folds,
@@ -97,17 +100,16 @@ class Graph:
         )
 
     def _rooted(self, found: Any) -> Sequence[Any]:
-        """The group as seen from a layer that makes the channels, not from a depth-wise one in their midst."""
-        first = found[0].dep.target.module
-        if not _is_depthwise(first):
+        """The group as seen from the first layer that makes the channels, not from a later one in their midst."""
+        width = len(found[0].idxs)
+        makers = [i.dep.target.module for i in found if self._role(i) == "makers" and len(i.idxs) == width]
+        first = min(makers, key=lambda module: self._order[self._name(module)], default=None)
+        if first is None or first is found[0].dep.target.module:
             return list(found)
-        for item in found:
-            module = item.dep.target.module
-            if self._role(item) == "makers" and len(item.idxs) == len(found[0].idxs):
-                pruner = self._graph.get_pruner_of_module(module)
-                everything = list(range(pruner.get_out_channels(module)))
-                return list(self._graph.get_pruning_group(module, pruner.prune_out_channels, everything))
-        return list(found)
+        pruner = self._graph.get_pruner_of_module(first)
+        if pruner.get_out_channels(first) != width:
+            return list(found)
+        return list(self._graph.get_pruning_group(first, pruner.prune_out_channels, list(range(width))))
 
     def _role(self, item: Any) -> str:
         module, handler = item.dep.target.module, item.dep.handler

@@ -21,12 +21,12 @@ from crepe.pipeline.fingerprint import refuse_if_changed
 from crepe.pipeline.job import peak_memory
 from crepe.pipeline.journal import Journal, is_started, work_folder
 from crepe.pipeline.output import require_replaceable
+from crepe.vision.attention import cut_heads, head_masks
 from crepe.vision.cost import macs, parameters
 from crepe.vision.cut import channel_masks, cut, hold
 from crepe.vision.fingerprint import image_fingerprint
 from crepe.vision.graph import Graph
 from crepe.vision.images import Images, batches, chosen, read_images, require_labels
-from crepe.vision.layers import taylor
 from crepe.vision.load import logits_of, open_image_model
 from crepe.vision.preprocess import Preprocessor, example_input
 from crepe.vision.recipe import ImageChoices, build_image, choose_image
@@ -34,6 +34,7 @@ from crepe.vision.repairs import REPAIRS
 from crepe.vision.save import ImageReport, save_image_model
 from crepe.vision.select import Selection, select, zeros_after
 from crepe.vision.source import resolve_image
+from crepe.vision.statistics import STATISTICS
 
 
 @dataclass
@@ -55,6 +56,7 @@ class ImageResult:
     tensors: dict[str, ImageReport] = field(repr=False, default_factory=dict)
     training: list[dict[str, float]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    attributes: dict[str, dict[str, Any]] = field(repr=False, default_factory=dict)
     model: Any = field(default=None, repr=False)
 
     def to_json(self) -> dict[str, Any]:
@@ -173,17 +175,18 @@ class _Run:
         found: dict[str, dict[str, Tensor]] = {}
         if self.images is None:
             return found
-        with torch.no_grad():
-            classes = logits_of(self.model(self.example)).shape[1]
-        require_labels(self.images, classes, "this run")
-        if "taylor" in self.choices.method.needs:
-            recipe = self.choices.recipe
-            groups = [group for group in graph.groups if group.obstacle is None]
-            rows = chosen(self.images, recipe.samples, recipe.seed)
-            model = self.model.to(self.device)
-            sums = taylor(model, groups, batches(rows, self.preprocess, recipe.batch_size), self.device)
-            found = {name: {"taylor": values} for name, values in sums.items()}
-            self.model.to("cpu")
+        if self.choices.needs_labels:
+            with torch.no_grad():
+                classes = logits_of(self.model(self.example)).shape[1]
+            require_labels(self.images, classes, "this run")
+        recipe, model = self.choices.recipe, self.model.to(self.device)
+        groups = [group for group in graph.groups if group.obstacle is None]
+        rows = chosen(self.images, recipe.samples, recipe.seed)
+        for name in sorted(self.choices.method.needs):
+            values = STATISTICS[name](model, groups, batches(rows, self.preprocess, recipe.batch_size), self.device)
+            for group, of_channels in values.items():
+                found.setdefault(group, {})[name] = of_channels
+        self.model.to("cpu")
         return found
 
     def carry_out(
@@ -193,11 +196,13 @@ class _Run:
         dense = parameters(self.model), macs(self.model, self.example)
         reports = _reports(self.model, selection)
         hold(self.model, selection.masks)
+        attributes: dict[str, dict[str, Any]] = {}
         if self.choices.recipe.format == "dense":
-            masks = {**channel_masks(self.model, selection.groups, selection.kept), **selection.masks}
+            masks = {**_removal_masks(self.model, selection), **selection.masks}
             hold(self.model, masks)
         else:
             cut(graph, selection.groups, selection.kept)
+            attributes = {found.name: cut_heads(self.model, found, choice) for found, choice in selection.heads}
             masks = zeros_after(self.model, selection)
         self.model.requires_grad_(True)
         self._repair(masks)
@@ -216,6 +221,7 @@ class _Run:
             reports,
             training,
             _notes(self.choices, selection),
+            attributes=attributes,
         )
 
     def _repair(self, masks: dict[str, Tensor]) -> None:
@@ -242,16 +248,25 @@ class _Run:
 def _reports(model: nn.Module, selection: Selection) -> dict[str, ImageReport]:
     """Weights removed or zeroed in each layer, from the dense shapes."""
     found: dict[str, ImageReport] = {}
-    masks = {**channel_masks(model, selection.groups, selection.kept)}
+    heads = {f"{name}.weight" for a, _ in selection.heads for name in (a.query, a.key, a.value)}
+    masks = _removal_masks(model, selection)
     for name in [*masks, *selection.masks]:
         if name.endswith(".weight") and model.get_parameter(name).dim() > 1:
             mask = masks.get(name, torch.ones(1, dtype=torch.bool)) & selection.masks.get(
                 name, torch.ones(1, dtype=torch.bool)
             )
             zeros = mask.numel() - int(mask.sum())
-            pattern = selection.patterns.get(name, "channel")
+            pattern = selection.patterns.get(name, "head" if name in heads else "channel")
             found[name] = ImageReport(list(model.get_parameter(name).shape), pattern, zeros, mask.numel())
     return found
+
+
+def _removal_masks(model: nn.Module, selection: Selection) -> dict[str, Tensor]:
+    """Masks of everything that makes a removed channel or a removed dimension of a head."""
+    masks = channel_masks(model, selection.groups, selection.kept)
+    for attention, choice in selection.heads:
+        masks |= head_masks(model, attention, choice)
+    return masks
 
 
 def _layers(selection: Selection) -> dict[str, dict[str, Any]]:
@@ -289,6 +304,8 @@ def plan(given: dict[str, Any]) -> dict[str, Any]:
     selection = select(graph, choices, run.example, run.statistics(graph))
     smaller = copy.deepcopy(model)
     cut(Graph(smaller, run.example), selection.groups, selection.kept)
+    for attention, choice in selection.heads:
+        cut_heads(smaller, attention, choice)
     return {
         "source": str(source),
         "layers": {name: [about["channels"], len(about["kept"])] for name, about in _layers(selection).items()},

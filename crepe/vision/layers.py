@@ -1,10 +1,9 @@
-"""Groups as the selection methods see them, and what the images say about their channels."""
+"""Groups as the selection methods see them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 from crepe.vision.group import Group, Member
@@ -49,36 +48,3 @@ def _parts(rows: Tensor, folds: int) -> tuple[Tensor, ...]:
 
 def _folded(values: Tensor, group: Group) -> Tensor:
     return values.view(group.folds, group.units).sum(0)
-
-
-def taylor(
-    model: nn.Module, groups: Iterable[Group], batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
-) -> dict[str, Tensor]:
-    """Sum over batches of (sum of gradient times weight of the filter)^2, over all makers: group name -> (width,).
-
-    The loss is the cross entropy; Molchanov et al. 2019, eq. 8. batches: (pixel values, labels).
-    """
-    from crepe.vision.load import logits_of
-
-    groups = list(groups)
-    found = {group.name: torch.zeros(group.width) for group in groups}
-    trained = {name: p.requires_grad for name, p in model.named_parameters()}
-    model.requires_grad_(True)
-    for pixels, labels in batches:
-        model.zero_grad(set_to_none=True)
-        logits = logits_of(model(pixels.to(device)))
-        nn.functional.cross_entropy(logits, labels.to(device)).backward()  # type: ignore[no-untyped-call]
-        for group in groups:
-            found[group.name] += sum(_product(model, member).square() for member in group.makers)
-    model.zero_grad(set_to_none=True)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(trained[name])
-    return found
-
-
-def _product(model: nn.Module, member: Member) -> Tensor:
-    """(width,): sum of gradient times weight of each filter."""
-    weight: Tensor = model.get_submodule(member.name).weight  # type: ignore[assignment]
-    gradient = weight.grad if weight.grad is not None else torch.zeros_like(weight)
-    sums = (gradient * weight.detach()).flatten(1).sum(1).cpu().float()
-    return sums[member.indices[:, 0]]

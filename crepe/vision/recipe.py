@@ -7,7 +7,7 @@ from typing import Any
 
 from crepe.errors import UsageError, unknown
 from crepe.recipe import Recipe, build
-from crepe.vision.methods import METHODS, Method
+from crepe.vision.methods import METHODS, FilterPart, Method
 from crepe.vision.repairs import REPAIRS
 from crepe.vision.widths import RULES, Rule
 
@@ -33,6 +33,10 @@ class ImageChoices:
     def needs_images(self) -> bool:
         return bool(self.method.needs) or self.recipe.finetune > 0 or bool(self.recipe.refine)
 
+    @property
+    def needs_labels(self) -> bool:
+        return "taylor" in self.method.needs or self.recipe.finetune > 0
+
 
 def build_image(given: dict[str, Any]) -> Recipe:
     return build(given, DEFAULTS)
@@ -50,6 +54,8 @@ def choose_image(recipe: Recipe) -> ImageChoices:
         raise UsageError("sparsity and macs: each decides how much is removed; give one of them")
     if recipe.macs is not None and not 0 < recipe.macs <= 1:
         raise UsageError(f"macs = {recipe.macs}: give the share of multiply-accumulates to keep, such as 0.4")
+    if recipe.macs is not None and not all(isinstance(part, FilterPart) for part in method.parts):
+        raise UsageError(f"macs: method {recipe.method!r} does not only remove channels; give --sparsity instead")
     for name in recipe.refine:
         REPAIRS.get(name)
     _require_training(recipe)

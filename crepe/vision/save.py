@@ -17,7 +17,7 @@ from crepe.vision.load import build
 from crepe.vision.native import native_config
 from crepe.vision.preprocess import Preprocessor
 from crepe.vision.shapes import changed, shapes_of
-from crepe.vision.source import SHAPES, ImageSource
+from crepe.vision.source import ATTRIBUTES, SHAPES, ImageSource
 
 _PACKAGES = ("crepe-prune", "torch", "transformers", "torch-pruning", "accelerate", "safetensors")
 
@@ -45,7 +45,7 @@ def save_image_model(
     model = model.to("cpu").eval()
     shapes = changed(shapes_of(build(source)), shapes_of(model))
     try:
-        native = _save_weights(model, source, shapes, final)
+        native = _save_weights(model, source, shapes, about["result"].attributes, final)
         preprocess.save(final)
         if about["recipe"].onnx:
             from crepe.vision.onnx import export
@@ -59,20 +59,23 @@ def save_image_model(
     return final
 
 
-def _save_weights(model: Any, source: ImageSource, shapes: dict[str, list[int]], final: Path) -> bool:
+def _save_weights(
+    model: Any, source: ImageSource, shapes: dict[str, list[int]], attributes: dict[str, Any], final: Path
+) -> bool:
     """Weights and config.json; returns whether plain transformers can load them."""
     if source.net is not None:
-        spec = {"net": source.net.name, "arguments": source.net.arguments, SHAPES: shapes}
+        spec = {"net": source.net.name, "arguments": source.net.arguments, SHAPES: shapes, ATTRIBUTES: attributes}
         (final / "config.json").write_text(json.dumps(spec, indent=2) + "\n")
         save_tensors(final / "model.safetensors", model.state_dict())
         return False
-    native = native_config(model, shapes)
+    native = None if attributes else native_config(model, shapes)
     if native is not None:
         model.config = native
         model.save_pretrained(final)
         return True
     # A config that cannot say these widths: the shapes are written into it, and the names are those in memory.
     setattr(model.config, SHAPES, shapes)
+    setattr(model.config, ATTRIBUTES, attributes)
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(final)
     save_tensors(final / "model.safetensors", model.state_dict())

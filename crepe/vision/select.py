@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from crepe.errors import CrepeError, UsageError
 from crepe.models.views import Skipped
+from crepe.vision.attention import Attention, cut_heads, find_attentions, head_masks, heads_of
 from crepe.vision.cost import Shrinking
-from crepe.vision.cut import faithful
+from crepe.vision.cut import TOLERANCE, distance, faithful, hold
 from crepe.vision.graph import Graph
 from crepe.vision.group import Group
 from crepe.vision.layers import kind_of, layer_of
-from crepe.vision.methods import FilterPart, Layer, MaskPart
+from crepe.vision.load import logits_of
+from crepe.vision.methods import FilterPart, HeadChoice, HeadPart, Layer, MaskPart
 from crepe.vision.recipe import ImageChoices
 from crepe.vision.widths.base import widths
 
@@ -26,13 +30,15 @@ _HALVINGS = 40
 @dataclass(frozen=True)
 class Selection:
     """What goes. groups: to be cut; kept: group name -> units that stay, rising; masks: parameter name -> True = kept,
-    for weights that are zeroed in place; patterns: their patterns; skipped: what stays dense, with reasons."""
+    for weights that are zeroed in place; patterns: their patterns; skipped: what stays dense, with reasons; heads:
+    attentions with the dimensions that their heads keep."""
 
     groups: list[Group]
     kept: dict[str, Tensor]
     masks: dict[str, Tensor] = field(default_factory=dict)
     patterns: dict[str, str] = field(default_factory=dict)
     skipped: list[Skipped] = field(default_factory=list)
+    heads: list[tuple[Attention, HeadChoice]] = field(default_factory=list)
 
 
 def candidates(graph: Graph, part: FilterPart, choices: ImageChoices) -> tuple[list[Group], list[Skipped]]:
@@ -73,7 +79,9 @@ def select(
             found = _joined(found, _filters(graph, part, choices, example, statistics))
         elif isinstance(part, MaskPart):
             found = _joined(found, _masked(graph.model, part, choices))
-    if not found.groups and not found.masks:
+        else:
+            found = _joined(found, _heads(graph.model, part, choices, example))
+    if not found.groups and not found.masks and not found.heads:
         reasons = "; ".join(f"{s.name}: {s.reason}" for s in found.skipped[:2])
         raise CrepeError(f"method {choices.recipe.method!r} finds nothing to prune in this model ({reasons})")
     return found
@@ -83,10 +91,12 @@ def _joined(first: Selection, second: Selection) -> Selection:
     """Both parts of a method; what one of them prunes is not skipped, and no group is cut twice."""
     new = [group for group in second.groups if group.name not in first.kept]
     groups, masks = [*first.groups, *new], {**first.masks, **second.masks}
+    heads = [*first.heads, *second.heads]
     pruned = {*masks, *(f"{member.name}.weight" for group in groups for member in group.makers)}
+    pruned |= {f"{name}.weight" for found, _ in heads for name in (found.query, found.key, found.value)}
     skipped = {s.name: s for s in (*second.skipped, *first.skipped) if s.name not in pruned}
     kept, patterns = {**second.kept, **first.kept}, {**first.patterns, **second.patterns}
-    return Selection(groups, kept, masks, patterns, list(skipped.values()))
+    return Selection(groups, kept, masks, patterns, list(skipped.values()), heads)
 
 
 def _filters(
@@ -158,6 +168,37 @@ def _masked(model: nn.Module, part: MaskPart, choices: ImageChoices) -> Selectio
     found = part.select(layers, choices.sparsity) if layers else {}
     masks = {f"{n}.weight": m.reshape(model.get_submodule(n).weight.shape) for n, m in found.items()}  # type: ignore[arg-type]
     return Selection([], {}, masks, dict.fromkeys(masks, part.pattern), skipped)
+
+
+def _heads(model: nn.Module, part: HeadPart, choices: ImageChoices, example: Tensor) -> Selection:
+    """Dimensions inside heads, where the smaller heads compute what the masked ones do."""
+    found, skipped = [], []
+    for index, attention in enumerate(find_attentions(model)):
+        choice = None
+        if not _matches(attention.name, choices.recipe.exclude):
+            choice = part.select(heads_of(model, attention, index), choices.sparsity)
+        if choice is None:
+            skipped.append(_skipped(model, attention.query, "the method leaves this attention as it is"))
+        elif choice.query_key.shape != choice.value_output.shape:
+            skipped.append(_skipped(model, attention.query, "its module needs queries and values of one width"))
+        else:
+            found.append((attention, choice))
+    if found and not _heads_agree(model, found, example):
+        names = ", ".join(attention.name for attention, _ in found[:2])
+        raise CrepeError(f"the heads of {names}, ... cannot be made smaller in this module: choose another method")
+    return Selection([], {}, skipped=skipped, heads=found)
+
+
+def _heads_agree(model: nn.Module, found: list[tuple[Attention, HeadChoice]], example: Tensor) -> bool:
+    smaller, masked = copy.deepcopy(model), copy.deepcopy(model)
+    for attention, choice in found:
+        hold(masked, head_masks(model, attention, choice))
+        cut_heads(smaller, attention, choice)
+    with torch.no_grad():
+        try:
+            return distance(logits_of(masked(example)), logits_of(smaller(example))) <= TOLERANCE
+        except (RuntimeError, ValueError):
+            return False
 
 
 def _reason(
