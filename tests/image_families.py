@@ -49,7 +49,7 @@ def hugging_face(name: str) -> Any:
                 expand_ratios=[1, 4],
                 width_coefficient=1.0,
                 depth_coefficient=1.0,
-                hidden_dim=64,
+                hidden_dim=1280,
                 image_size=32,
                 **labels,
             )

@@ -107,5 +107,5 @@ def _slice(layer: Any, kept: Tensor, axis: int) -> None:
 
 
 def _weight(model: nn.Module, name: str) -> Tensor:
-    weight: Tensor = model.get_submodule(name).weight.detach().float()  # type: ignore[union-attr,operator]
+    weight: Tensor = model.get_submodule(name).weight.detach().float()  # type: ignore[operator]
     return weight

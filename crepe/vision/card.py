@@ -93,7 +93,8 @@ def _recipe(manifest: dict[str, Any]) -> str:
 def _metadata(manifest: dict[str, Any], evaluation: dict[str, Any] | None) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    base, more = manifest["base_model"], {}
+    base = manifest["base_model"]
+    more: dict[str, Any] = {}
     if evaluation:
         more["model_name"] = title(manifest)
         more["eval_results"] = [

@@ -142,7 +142,6 @@ def _already_there(choices: ImageChoices, fingerprint: dict[str, Any], output: P
     content = read_manifest(output)
     refuse_if_changed(content.get("fingerprint", {}), fingerprint, output)
     shutil.rmtree(work_folder(output), ignore_errors=True)
-    counts = [(content[key]["dense"], content[key]["pruned"]) for key in ("parameters", "macs")]
     tensors = {name: ImageReport(**about) for name, about in content["tensors"].items()}
     return ImageResult(
         str(output),
@@ -151,7 +150,8 @@ def _already_there(choices: ImageChoices, fingerprint: dict[str, Any], output: P
         0,
         content["skipped"],
         content["base_model"]["name"],
-        *counts,
+        (content["parameters"]["dense"], content["parameters"]["pruned"]),
+        (content["macs"]["dense"], content["macs"]["pruned"]),
         content["layers"],
         tensors,
         content["training"],

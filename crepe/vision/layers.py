@@ -32,13 +32,13 @@ def kind_of(layer: nn.Module) -> str:
 
 def _weight(model: nn.Module, member: Member) -> Tensor:
     """(width, in, kh, kw) float32: the rows of a layer in the order of the group's channels."""
-    weight: Tensor = model.get_submodule(member.name).weight.detach().float()  # type: ignore[union-attr,operator]
+    weight: Tensor = model.get_submodule(member.name).weight.detach().float()  # type: ignore[operator]
     rows = weight[member.indices[:, 0].to(weight.device)]
     return rows[:, :, None, None] if rows.dim() == 2 else rows
 
 
 def _scale(model: nn.Module, member: Member) -> Tensor:
-    scale: Tensor = model.get_submodule(member.name).weight.detach().float()  # type: ignore[union-attr,operator]
+    scale: Tensor = model.get_submodule(member.name).weight.detach().float()  # type: ignore[operator]
     return scale[member.indices[:, 0].to(scale.device)]
 
 

@@ -41,9 +41,9 @@ def _variants(model: Any, shapes: Shapes) -> Iterator[Any]:
     for name, value in model.config.to_dict().items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
             continue
-        new = next((after for before, after in pairs if before == value), None) if len(pairs) == 1 else None
-        if isinstance(value, float):
-            new = value * ratio
+        new: float | None = value * ratio if isinstance(value, float) else None
+        if len(pairs) == 1 and isinstance(value, int):
+            new = next((after for before, after in pairs if before == value), None)
         if new is not None:
             config = copy.deepcopy(model.config)
             setattr(config, name, new)

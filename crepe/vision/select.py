@@ -120,8 +120,9 @@ def _filters(
 
 def _checked(part: FilterPart, layer: Layer, keep: int) -> Tensor:
     kept = part.select(layer, keep).cpu()
-    if len(kept) != keep or len(kept.unique()) != keep:
-        raise CrepeError(f"the method keeps {len(kept.unique())} channels of {layer.name!r}, asked for {keep}")
+    different = len(set(kept.tolist()))
+    if len(kept) != keep or different != keep:
+        raise CrepeError(f"the method keeps {different} channels of {layer.name!r}, asked for {keep}")
     return kept.sort().values
 
 
@@ -154,7 +155,7 @@ def _masked(model: nn.Module, part: MaskPart, choices: ImageChoices) -> Selectio
     names = [name for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
     for name in names:
         module = model.get_submodule(name)
-        weight: Tensor = module.weight.detach().float()  # type: ignore[union-attr,operator]
+        weight: Tensor = module.weight.detach().float()  # type: ignore[operator]
         rows = weight[:, :, None, None] if weight.dim() == 2 else weight
         layer = Layer(name, (rows,), kind_of(module))
         if name == names[0] and not _matches(name, recipe.include):

@@ -78,7 +78,7 @@ def _packaged(asked: str, entry: dict[str, Any]) -> Path:
     spec = importlib.util.find_spec(entry["package"])
     if not spec or not spec.submodule_search_locations:
         raise CrepeError(f"the weights of {asked} come in a package: {entry['install']}; or give --weights FILE")
-    path = Path(spec.submodule_search_locations[0]) / entry["file"]
+    path = Path(spec.submodule_search_locations[0], entry["file"])
     if not path.is_file():
         raise CrepeError(f"the package {entry['package']} lacks {entry['file']}: {entry['install']}")
     return path

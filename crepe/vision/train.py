@@ -91,7 +91,7 @@ def epoch_batches(images: Images, preprocess: Preprocessor, size: int, seed: int
     """Every image once, in an order and with crops and flips that the seed decides: (pixel values, labels)."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(images), generator=generator)
-    for part in order.split(size):
+    for part in torch.split(order, size):
         values = crop_and_flip(pixels(images, preprocess, part.tolist()), generator)
         yield values, torch.tensor([images.labels[i] for i in part.tolist()])
 

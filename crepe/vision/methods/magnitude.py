@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from crepe.vision.methods.base import METHODS, FilterPart, Layer, Method, largest
@@ -9,7 +10,7 @@ from crepe.vision.methods.base import METHODS, FilterPart, Layer, Method, larges
 
 def norm_score(layer: Layer, power: int) -> Tensor:
     """||F_i||_p of every filter, summed over tied layers: (out,) float32."""
-    return sum((w.flatten(1).norm(power, dim=1) for w in layer.weights[1:]), layer.weight.flatten(1).norm(power, dim=1))
+    return torch.stack([weight.flatten(1).norm(power, dim=1) for weight in layer.weights]).sum(0)
 
 
 METHODS.add("l1", Method((FilterPart(lambda layer, keep: largest(norm_score(layer, 1), keep)),)))
