@@ -149,4 +149,4 @@ def _after_epoch(
     best = progress.best
     if not progress.history or found > max(line["accuracy"] for line in progress.history):
         best = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-    return Progress([*progress.history, {"epoch": epoch + 1, "loss": loss, "accuracy": found}], best)
+    return Progress([*progress.history, {"epoch": float(epoch + 1), "loss": loss, "accuracy": found}], best)

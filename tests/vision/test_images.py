@@ -80,5 +80,5 @@ def test_an_empty_folder_and_a_table_without_images(tmp_path: Path) -> None:
 
 def test_pixels_are_scaled_and_normalised() -> None:
     image = picture(0, size=(32, 32))
-    red = torch.tensor(list(image.getdata()), dtype=torch.float32)[0] / 255
+    red = torch.tensor(image.getpixel((0, 0)), dtype=torch.float32) / 255
     assert torch.allclose(STEPS([image])[0, :, 0, 0], (red - 0.5) / 0.25, atol=1e-6)

@@ -122,7 +122,7 @@ def test_a_killed_run_is_resumed_to_the_same_bytes(
         with pytest.raises(KeyboardInterrupt):
             crepe.prune(place["net"], tmp_path / "resumed", **fields)
     assert not (tmp_path / "resumed").exists()
-    with pytest.raises(crepe.UsageError, match="recipe.finetune was 2 and is now 3"):
+    with pytest.raises(crepe.UsageError, match=r"recipe\.finetune was 2 and is now 3"):
         crepe.prune(place["net"], tmp_path / "resumed", resume=True, **{**fields, "finetune": 3})
     crepe.prune(place["net"], tmp_path / "resumed", resume=True, **fields)
     assert files_of(tmp_path / "resumed") == files_of(tmp_path / "whole")
