@@ -10,7 +10,7 @@ from typing import Any
 from crepe.errors import CrepeError, UsageError, unknown
 
 PIPELINES = ("one-pass", "sequential")
-FORMATS = ("dense",)
+FORMATS = ("dense", "packed")
 # Where a run puts its result and how it speaks; the result itself does not depend on these.
 _PLACE = ("output", "resume", "overwrite")
 

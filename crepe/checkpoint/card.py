@@ -19,8 +19,8 @@ def card(manifest: dict[str, Any], evaluation: dict[str, Any] | None) -> str:
         f"# {_title(manifest)}",
         _summary(manifest),
         "## Before and after\n\n" + _numbers(evaluation),
-        "## Size and speed\n\n" + _NO_GAIN,
-        "## Use\n\n" + _USE,
+        "## Size and speed\n\n" + (_packed_size(manifest["packed"]) if "packed" in manifest else _NO_GAIN),
+        "## Use\n\n" + (_USE_PACKED if "packed" in manifest else _USE),
         "## How it was made\n\n" + _recipe(manifest),
     ]
     return "\n\n".join(parts) + "\n"
@@ -33,6 +33,32 @@ folder = "path/to/this/folder"
 model = AutoModelForCausalLM.from_pretrained(folder)
 tokenizer = AutoTokenizer.from_pretrained(folder)
 ```"""
+
+
+_USE_PACKED = """The weights are packed, and only crepe can read them: `pip install crepe-prune`, and import it before loading.
+
+```python
+import crepe  # tells transformers how to read this checkpoint
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "path/to/this/folder"
+model = AutoModelForCausalLM.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+```
+
+`crepe convert FOLDER OUT --format dense` writes the dense checkpoint that loads everywhere, with the same weights."""
+
+
+def _packed_size(sizes: dict[str, Any]) -> str:
+    dense = [name for name, about in sizes["tensors"].items() if about["layout"] is None]
+    text = (
+        f"The weights take **{sizes['file_bytes'] / 1e6:,.1f} MB** instead of {sizes['dense_file_bytes'] / 1e6:,.1f} MB; "
+        f"the pruned matrices alone {sizes['pruned_bytes'] / sizes['dense_pruned_bytes']:.4f} of their dense bytes. "
+    )
+    bits = sum(about["layout"] == "bitmap" for about in sizes["tensors"].values())
+    text += f"{bits} matrices are unpacked when they are loaded, so they are smaller on disk only. " if bits else ""
+    text += f"{len(dense)} pruned matrices stay dense; `crepe.json` says why. " if dense else ""
+    return text + "Speed was not measured."
 
 
 def _title(manifest: dict[str, Any]) -> str:

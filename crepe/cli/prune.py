@@ -28,7 +28,7 @@ _TEXT = [
     ),
     ("--device", "D", "auto (default), cpu, cuda, cuda:1, ..."),
     ("--dtype", "T", "auto (default: the checkpoint's), bfloat16, float16, float32"),
-    ("--format", "F", "dense (default)"),
+    ("--format", "F", "dense (default: loads everywhere) or packed (smaller; needs crepe to load)"),
 ]
 _NUMBERS = [
     ("--sparsity", float, "S", "share of weights to remove (default 0.5; N:M has its own)"),
@@ -86,10 +86,22 @@ def _show(result: Any, as_json: bool) -> None:
         f"{result.output}: {result.sparsity:.2%} of the weights in {len(result.tensors)} matrices are zero, "
         f"{len(result.skipped)} tensors stay dense",
         f"{result.seconds:.1f} s, peak memory {megabytes(result.peak_memory_bytes)}",
-        "dense zeros: the same size and speed as before; quality: "
-        f"crepe eval {result.output} --reference BASE_MODEL --save",
+        f"{_size(result.packed)}; quality: crepe eval {result.output} --reference BASE_MODEL --save",
     ]
     emit(as_json, result.to_json(), [*lines, *(f"note: {note}" for note in result.notes)])
+
+
+def _size(packed: dict[str, Any]) -> str:
+    from crepe.cli.output import megabytes
+
+    if not packed:
+        return "dense zeros: the same size and speed as before"
+    dense = sum(about["layout"] is None for about in packed["tensors"].values())
+    kept = f", {dense} of them stay dense (crepe.json says why)" if dense else ""
+    return (
+        f"packed: {megabytes(packed['file_bytes'])} instead of {megabytes(packed['dense_file_bytes'])}, the pruned "
+        f"matrices {packed['pruned_bytes'] / packed['dense_pruned_bytes']:.4f} of their dense bytes{kept}"
+    )
 
 
 def _dry_run(given: dict[str, Any], as_json: bool) -> None:
@@ -124,7 +136,9 @@ def _dry_run(given: dict[str, Any], as_json: bool) -> None:
         f"expected: memory {megabytes(needs.memory)}, disk {megabytes(needs.disk)}, "
         f"about {needs.seconds:.0f} s on this machine without loading"
         + (" and without writing the calibration text" if recipe.calibration == "self" else ""),
-        "dense zeros: the output is as large and as fast as the dense model",
+        "dense zeros: the output is as large and as fast as the dense model"
+        if recipe.format == "dense"
+        else f"format {recipe.format}: while it runs the disk holds what is expected at most",
         *(f"note: {note}" for note in plan.notes),
     ]
     emit(as_json, result, lines)
