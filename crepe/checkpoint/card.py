@@ -55,9 +55,9 @@ def _packed_size(sizes: dict[str, Any]) -> str:
         f"The weights take **{sizes['file_bytes'] / 1e6:,.1f} MB** instead of {sizes['dense_file_bytes'] / 1e6:,.1f} MB; "
         f"the pruned matrices alone {sizes['pruned_bytes'] / sizes['dense_pruned_bytes']:.4f} of their dense bytes. "
     )
-    bits = sum(about["layout"] == "bitmap" for about in sizes["tensors"].values())
-    text += f"{bits} matrices are unpacked when they are loaded, so they are smaller on disk only. " if bits else ""
-    text += f"{len(dense)} pruned matrices stay dense; `crepe.json` says why. " if dense else ""
+    unpacked = sum(about["layout"] is not None and not about["runs_packed"] for about in sizes["tensors"].values())
+    text += f"{unpacked} tensors are unpacked when they are loaded: smaller on disk only. " if unpacked else ""
+    text += f"{len(dense)} pruned tensors stay dense; `crepe.json` says why. " if dense else ""
     return text + "Speed was not measured."
 
 

@@ -101,9 +101,9 @@ def _describe(folder: Path, final: Path, content: dict[str, Any] | None, reports
     from crepe.report.folder import write_report
 
     for file in folder.iterdir():
-        if file.is_file() and file.suffix != ".safetensors" and not file.name.endswith(".index.json"):
-            if file.name not in _OWN_FILES and not (final / file.name).exists():
-                shutil.copy(file, final)
+        others = file.is_file() and file.name not in _OWN_FILES and not (final / file.name).exists()
+        if others and file.suffix != ".safetensors" and not file.name.endswith(".index.json"):
+            shutil.copy(file, final)
     if content is not None:
         content = {key: value for key, value in content.items() if key != "packed"}
         content |= {"packed": sizes_of(final, reports)} if reports else {}

@@ -1,4 +1,4 @@
-"""Packed parameters inside a model: a linear layer that multiplies with its weight as it lies, and holders for the rest.
+"""Packed parameters inside a model: a linear layer that multiplies with its weight as it lies, holders for the rest.
 
 A holder keeps the packed tensors in the place of a parameter while a checkpoint is loaded, and gives way to the dense
 parameter as soon as it is.
@@ -63,6 +63,11 @@ def parts_of(owner: nn.Module, attribute: str, layout: Layout) -> dict[str, Tens
     return {suffix: getattr(owner, attribute + suffix).detach() for suffix in layout.parts()}
 
 
+def runs_packed(owner: nn.Module, layout: Layout) -> bool:
+    """Whether a module can take its weight as it lies: a plain linear layer, whose forward is known."""
+    return layout.multiplies and type(owner) is nn.Linear
+
+
 def insert(model: nn.Module, layouts: Mapping[str, Layout]) -> None:
     """Make room in `model` (on the meta device, dense) for the packed parameters, by name.
 
@@ -76,7 +81,7 @@ def insert(model: nn.Module, layouts: Mapping[str, Layout]) -> None:
             raise CrepeError(
                 f"{name!r} is packed from shape {layout.shape}, the model of config.json wants {tuple(parameter.shape)}"
             )
-        if layout.multiplies and type(owner) is nn.Linear:
+        if runs_packed(owner, layout):
             model.set_submodule(name.rpartition(".")[0], PackedLinear(layout, owner))
         else:
             put(owner, attribute, layout, parameter)

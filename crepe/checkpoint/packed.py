@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from crepe.checkpoint.blocks import block_state, saved
 from crepe.checkpoint.layouts import Layout
-from crepe.checkpoint.packing import pack, size_of
+from crepe.checkpoint.modules import runs_packed
+from crepe.checkpoint.packing import Packed, pack, size_of
 from crepe.errors import CrepeError
 from crepe.masks import Mask
 from crepe.models.blocks import Block
@@ -27,12 +28,14 @@ class PackedReport:
     """What became of one pruned parameter in a packed file.
 
     layout: its entry in config.json, None where it stays dense. reason: why it has not the layout of its pattern.
+    runs_packed: whether its layer multiplies with it as it lies; else it is unpacked when it is loaded.
     """
 
     layout: dict[str, Any] | None
     bytes: int
     dense_bytes: int
-    reason: str | None
+    reason: str | None = None
+    runs_packed: bool = False
 
 
 def packed_tensors(
@@ -53,25 +56,28 @@ def packed_tensors(
         own = by_parameter.get(name, [])
         if not own or any(view.name not in masks for view in own):
             written[name] = tensor
-            continue
-        if name in shared:
+        elif name in shared:
             written[name] = tensor
             reports[name] = PackedReport(None, size_of(tensor), size_of(tensor), "other parameters are tied to it")
-            continue
-        parts, reports[name] = _packed(name, tensor.cpu(), [masks[view.name] for view in own], own[0].transposed)
-        written |= {name + suffix: part for suffix, part in parts.items()}
+        else:
+            found = _packed(name, tensor.cpu(), [masks[view.name] for view in own], own[0].transposed)
+            written |= {name + suffix: part for suffix, part in found.tensors.items()}
+            reports[name] = _report(found, size_of(tensor), own[0].owner)
     return written, reports
 
 
-def _packed(
-    name: str, weight: Tensor, masks: Sequence[Mask], transposed: bool
-) -> tuple[Mapping[str, Tensor], PackedReport]:
+def _packed(name: str, weight: Tensor, masks: Sequence[Mask], transposed: bool) -> Packed:
     try:
-        found = pack(weight, masks, transposed)
+        return pack(weight, masks, transposed)
     except CrepeError as error:
         raise CrepeError(f"cannot pack {name!r}: {error}") from error
-    about = found.layout.to_dict() if found.layout else None
-    return found.tensors, PackedReport(about, found.bytes, size_of(weight), found.reason)
+
+
+def _report(found: Packed, dense_bytes: int, owner: nn.Module) -> PackedReport:
+    layout = found.layout
+    if layout is None:
+        return PackedReport(None, found.bytes, dense_bytes, found.reason)
+    return PackedReport(layout.to_dict(), found.bytes, dense_bytes, found.reason, runs_packed(owner, layout))
 
 
 def sizes_of(folder: Path, reports: Mapping[str, PackedReport]) -> dict[str, Any]:

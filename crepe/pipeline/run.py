@@ -130,15 +130,15 @@ class Runner:
     def _record(self, index: int, block: Block, reports: dict[str, TensorReport], masks: dict[str, Mask]) -> None:
         if self.journal is None or not distributed.is_main():
             return
-        saved = masks if self.choices.recipe.save_masks else {}
+        kept = masks if self.choices.recipe.save_masks else {}
         packed: dict[str, PackedReport] = {}
         if self.choices.recipe.format == "packed":
             views = self.plan.inventories[index].views
             tensors, packed = packed_tensors(self.model, block, views, masks)
-            files = {shard_name(index): tensors} | ({masks_name(index): MaskSet(saved).packed()} if saved else {})
+            files = {shard_name(index): tensors} | ({masks_name(index): MaskSet(kept).packed()} if kept else {})
             self.packed |= packed
         else:
-            files = block_files(self.model, index, block, saved)
+            files = block_files(self.model, index, block, kept)
         about = {name: report.to_dict() for name, report in reports.items()}
         sizes = {name: asdict(report) for name, report in packed.items()}
         self.journal.record(
