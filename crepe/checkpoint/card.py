@@ -35,7 +35,7 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 ```"""
 
 
-_USE_PACKED = """The weights are packed, and only crepe can read them: `pip install crepe-prune`, and import it before loading.
+_USE_PACKED = """Only crepe can read the packed weights: `pip install crepe-prune`, and import it before loading.
 
 ```python
 import crepe  # tells transformers how to read this checkpoint
@@ -51,10 +51,10 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 
 def _packed_size(sizes: dict[str, Any]) -> str:
     dense = [name for name, about in sizes["tensors"].items() if about["layout"] is None]
-    text = (
-        f"The weights take **{sizes['file_bytes'] / 1e6:,.1f} MB** instead of {sizes['dense_file_bytes'] / 1e6:,.1f} MB; "
-        f"the pruned matrices alone {sizes['pruned_bytes'] / sizes['dense_pruned_bytes']:.4f} of their dense bytes. "
-    )
+    own, before = sizes["file_bytes"] / 1e6, sizes["dense_file_bytes"] / 1e6
+    share = sizes["pruned_bytes"] / sizes["dense_pruned_bytes"]
+    text = f"The weights take **{own:,.1f} MB** instead of {before:,.1f} MB; the pruned tensors alone {share:.4f} of "
+    text += "their dense bytes. "
     unpacked = sum(about["layout"] is not None and not about["runs_packed"] for about in sizes["tensors"].values())
     text += f"{unpacked} tensors are unpacked when they are loaded: smaller on disk only. " if unpacked else ""
     text += f"{len(dense)} pruned tensors stay dense; `crepe.json` says why. " if dense else ""

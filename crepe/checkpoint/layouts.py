@@ -161,9 +161,11 @@ def parse_layout(about: Mapping[str, Any]) -> Layout:
     if kind is None:
         raise CrepeError(f"unknown layout {about.get('layout')!r}: this version of crepe knows {', '.join(_LAYOUTS)}")
     try:
-        return kind(**{**given, "shape": tuple(given["shape"])})
-    except (KeyError, TypeError) as error:
-        raise CrepeError(f"the description of a tensor in layout {kind.name} is wrong: {error}") from None
+        layout = kind(**{**given, "shape": tuple(int(size) for size in given["shape"])})
+        layout.parts()
+        return layout
+    except (KeyError, TypeError, ValueError, CrepeError) as error:
+        raise CrepeError(f"config.json describes a tensor in layout {kind.name} wrongly: {about}: {error}") from None
 
 
 def unpacked(tensors: Mapping[str, Tensor], layouts: Mapping[str, Mapping[str, Any]]) -> dict[str, Tensor]:

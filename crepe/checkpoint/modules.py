@@ -81,7 +81,7 @@ def insert(model: nn.Module, layouts: Mapping[str, Layout]) -> None:
             raise CrepeError(
                 f"{name!r} is packed from shape {layout.shape}, the model of config.json wants {tuple(parameter.shape)}"
             )
-        if runs_packed(owner, layout):
+        if isinstance(owner, nn.Linear) and runs_packed(owner, layout):
             model.set_submodule(name.rpartition(".")[0], PackedLinear(layout, owner))
         else:
             put(owner, attribute, layout, parameter)

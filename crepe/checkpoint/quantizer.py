@@ -23,10 +23,14 @@ from crepe.errors import CrepeError
 
 @register_quantization_config(METHOD)
 class CrepeConfig(QuantizationConfigMixin):  # type: ignore[misc]
-    """The section `quantization_config` of config.json. content: what belongs to the format alone."""
+    """The section `quantization_config` of config.json. tensors: of a packed checkpoint; content: of another format."""
 
-    def __init__(self, format: str = "", version: int = VERSION, **content: Any) -> None:
+    def __init__(
+        self, format: str = "", version: int = VERSION, tensors: dict[str, Any] | None = None, **content: Any
+    ) -> None:
         self.__dict__.update(content)
+        if format == "packed":
+            self.tensors = tensors or {}
         self.quant_method = METHOD
         self.format = format
         self.version = version
@@ -52,7 +56,7 @@ class CrepeQuantizer(HfQuantizer):  # type: ignore[misc]
         config.transformers_weights = None
         return config
 
-    # The same moment in transformers before 5.20.
+    # The same moment in older versions of transformers, such as 5.14.
     update_tp_plan = update_attn_implementation
 
     def _process_model_before_weight_loading(
