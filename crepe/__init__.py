@@ -9,6 +9,8 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from crepe.checkpoint.hook import announce_to_transformers
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -35,6 +37,10 @@ if not os.path.isdir(os.path.join(__path__[0], "configs")):
     __path__.append(os.path.dirname(__path__[0]))
 
 __all__ = ["CrepeError", "Result", "UsageError", "evaluate", "find_coefficients", "load", "prune", "push"]
+
+
+# The one thing that has to be done on import: transformers cannot find crepe's checkpoints by itself.
+announce_to_transformers()
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 from crepe.errors import CrepeError, UsageError, unknown
 
 PIPELINES = ("one-pass", "sequential")
-FORMATS = ("dense", "sliced")
+FORMATS = ("dense", "packed", "sliced")
 # Fields that only image models have.
 IMAGE_FIELDS = ("macs", "finetune", "optimizer", "learning_rate", "label_smoothing", "onnx")
 # Where a run puts its result and how it speaks; the result itself does not depend on these.

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crepe.checkpoint.layouts import unpacked
 from crepe.errors import CrepeError
 from crepe.masks import Mask, MaskSet
 from crepe.models.blocks import Block
@@ -54,22 +55,26 @@ def without_tied(model: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if name not in tied}
 
 
+def saved(model: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that belong into a checkpoint, under their names in the model."""
+    ignored = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
+    return {name: tensor for name, tensor in state.items() if name not in ignored}
+
+
 def checkpoint_tensors(model: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors under the names and in the form in which `save_pretrained` writes them."""
     from transformers.core_model_loading import revert_weight_conversion
 
-    ignored = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
-    kept = {name: tensor for name, tensor in state.items() if name not in ignored}
-    converted: dict[str, Tensor] = revert_weight_conversion(model, kept)
+    converted: dict[str, Tensor] = revert_weight_conversion(model, saved(model, state))
     return {name: tensor.contiguous() for name, tensor in converted.items()}
 
 
-def restore_block(folder: Path, index: int, block: Block) -> None:
-    """Load a finished block's pruned tensors into its onloaded module."""
+def restore_block(folder: Path, index: int, block: Block, layouts: Mapping[str, Mapping[str, Any]]) -> None:
+    """Load a finished block's pruned tensors into its onloaded module. layouts: of those that are packed."""
     from safetensors.torch import load_file
 
     path = folder / state_name(index)
-    tensors = load_file(path if path.exists() else folder / shard_name(index))
+    tensors = unpacked(load_file(path if path.exists() else folder / shard_name(index)), layouts)
     prefix = block.name + "." if block.name else ""
     own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     with torch.no_grad():

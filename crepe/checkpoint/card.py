@@ -19,8 +19,8 @@ def card(manifest: dict[str, Any], evaluation: dict[str, Any] | None) -> str:
         f"# {_title(manifest)}",
         _summary(manifest),
         "## Before and after\n\n" + _numbers(evaluation),
-        "## Size and speed\n\n" + _NO_GAIN,
-        "## Use\n\n" + _USE,
+        "## Size and speed\n\n" + (_packed_size(manifest["packed"]) if "packed" in manifest else _NO_GAIN),
+        "## Use\n\n" + (_USE_PACKED if "packed" in manifest else _USE),
         "## How it was made\n\n" + _recipe(manifest),
     ]
     return "\n\n".join(parts) + "\n"
@@ -33,6 +33,32 @@ folder = "path/to/this/folder"
 model = AutoModelForCausalLM.from_pretrained(folder)
 tokenizer = AutoTokenizer.from_pretrained(folder)
 ```"""
+
+
+_USE_PACKED = """Only crepe can read the packed weights: `pip install crepe-prune`, and import it before loading.
+
+```python
+import crepe  # tells transformers how to read this checkpoint
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "path/to/this/folder"
+model = AutoModelForCausalLM.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+```
+
+`crepe convert FOLDER OUT --format dense` writes the dense checkpoint that loads everywhere, with the same weights."""
+
+
+def _packed_size(sizes: dict[str, Any]) -> str:
+    dense = [name for name, about in sizes["tensors"].items() if about["layout"] is None]
+    own, before = sizes["file_bytes"] / 1e6, sizes["dense_file_bytes"] / 1e6
+    share = sizes["pruned_bytes"] / sizes["dense_pruned_bytes"]
+    text = f"The weights take **{own:,.1f} MB** instead of {before:,.1f} MB; the pruned tensors alone {share:.4f} of "
+    text += "their dense bytes. "
+    unpacked = sum(about["layout"] is not None and not about["runs_packed"] for about in sizes["tensors"].values())
+    text += f"{unpacked} tensors are unpacked when they are loaded: smaller on disk only. " if unpacked else ""
+    text += f"{len(dense)} pruned tensors stay dense; `crepe.json` says why. " if dense else ""
+    return text + "Speed was not measured."
 
 
 def _title(manifest: dict[str, Any]) -> str:

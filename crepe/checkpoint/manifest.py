@@ -41,6 +41,7 @@ def manifest(
         "fits": result.fits,
         "skipped": result.skipped,
         "notes": result.notes,
+        **({"packed": result.packed} if result.packed else {}),
         "fingerprint": fingerprint,
         "timings": {"seconds": result.seconds},
         "peak_memory_bytes": result.peak_memory_bytes,

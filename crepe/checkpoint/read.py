@@ -12,6 +12,7 @@ def load(model: str, *, dtype: str = "auto", device: str = "cpu", trust_remote_c
     Raises:
         CrepeError: no such model, or its files are broken.
     """
+    from crepe.checkpoint.bitmask import is_bitmask, open_bitmask
     from crepe.models.gguf import reading_once
     from crepe.models.kind import is_image_model
     from crepe.models.load import load_tokenizer, open_model, parse_device
@@ -25,5 +26,8 @@ def load(model: str, *, dtype: str = "auto", device: str = "cpu", trust_remote_c
     source = resolve(str(model))
     announce(source)
     with reading_once() if source.gguf else nullcontext():
-        opened = open_model(source, dtype, trust_remote_code=trust_remote_code)
+        if not source.gguf and is_bitmask(source.folder):
+            opened = open_bitmask(source, dtype)
+        else:
+            opened = open_model(source, dtype, trust_remote_code=trust_remote_code)
         return opened.to(place), load_tokenizer(source, trust_remote_code)

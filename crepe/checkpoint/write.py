@@ -12,8 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from crepe.checkpoint.blocks import checkpoint_tensors, masks_name, shard_name, without_tied
+from crepe.checkpoint.blocks import checkpoint_tensors, masks_name, saved, shard_name, without_tied
 from crepe.checkpoint.files import save_tensors
+from crepe.checkpoint.section import write_section
 from crepe.errors import CrepeError
 from crepe.models.blocks import Block
 from crepe.models.onload import WeightStore
@@ -24,18 +25,28 @@ ONE_FILE = 5 << 30
 _ALONE = 64 << 20
 
 
-def assemble(work: Path, model: Any, blocks: Sequence[Block], store: WeightStore) -> Path:
-    """Write weights and config below `work/final` and return that folder."""
+def assemble(
+    work: Path, model: Any, blocks: Sequence[Block], store: WeightStore, section: dict[str, Any] | None = None
+) -> Path:
+    """Write weights and config below `work/final` and return that folder.
+
+    section: `quantization_config` of a checkpoint that only crepe reads; its tensors keep their names in memory.
+    """
     final = work / "final"
     shutil.rmtree(final, ignore_errors=True)
     final.mkdir()
-    parts = [*_rest_files(work, model, blocks, store), *(work / shard_name(i) for i in range(len(blocks)))]
+    parts = [
+        *_rest_files(work, model, blocks, store, section is None),
+        *(work / shard_name(i) for i in range(len(blocks))),
+    ]
     try:
         if sum(part.stat().st_size for part in parts) <= ONE_FILE:
             concatenate(parts, final / "model.safetensors")
         else:
             _link_shards(parts, final)
         _save_config(model, final)
+        if section is not None:
+            write_section(final, section)
     except OSError as error:
         raise CrepeError(f"cannot write {final}: {error}; free some space and go on with --resume") from error
     return final
@@ -51,8 +62,11 @@ def publish(final: Path, output: Path, overwrite: bool) -> None:
     shutil.rmtree(final.parent)
 
 
-def _rest_files(work: Path, model: Any, blocks: Sequence[Block], store: WeightStore) -> list[Path]:
-    """Everything outside the blocks: one file for the small tensors, one for each large one."""
+def _rest_files(work: Path, model: Any, blocks: Sequence[Block], store: WeightStore, converted: bool) -> list[Path]:
+    """Everything outside the blocks: one file for the small tensors, one for each large one.
+
+    converted: under the names of the checkpoint format instead of those in memory.
+    """
     prefixes = tuple(block.name + "." for block in blocks)
     state = {} if blocks[0].name == "" else {n: t for n, t in model.state_dict().items() if not n.startswith(prefixes)}
     names = list(without_tied(model, state))
@@ -62,7 +76,7 @@ def _rest_files(work: Path, model: Any, blocks: Sequence[Block], store: WeightSt
         tensors = {n: store.mapped(n) if state[n].is_meta else state[n].detach() for n in group}
         if tensors:
             files.append(work / f"rest-{number:05d}.safetensors")
-            save_tensors(files[-1], checkpoint_tensors(model, tensors))
+            save_tensors(files[-1], checkpoint_tensors(model, tensors) if converted else saved(model, tensors))
     return files
 
 

@@ -28,7 +28,7 @@ _TEXT = [
     ),
     ("--device", "D", "auto (default), cpu, cuda, cuda:1, ..."),
     ("--dtype", "T", "auto (default: the checkpoint's), bfloat16, float16, float32"),
-    ("--format", "F", "dense (zeros in place) or sliced (channels removed; the default of image models)"),
+    ("--format", "F", "dense (default: loads everywhere), packed (smaller; needs crepe) or sliced (smaller matrices)"),
     ("--optimizer", "NAME", "of --finetune: sgd (default), adamw"),
 ]
 _NUMBERS = [
@@ -96,8 +96,7 @@ def _show(result: Any, as_json: bool) -> None:
         f"{result.output}: {result.sparsity:.2%} of the weights in {len(result.tensors)} matrices are zero, "
         f"{len(result.skipped)} tensors stay dense",
         f"{result.seconds:.1f} s, peak memory {megabytes(result.peak_memory_bytes)}",
-        "dense zeros: the same size and speed as before; quality: "
-        f"crepe eval {result.output} --reference BASE_MODEL --save",
+        f"{_size(result.packed)}; quality: crepe eval {result.output} --reference BASE_MODEL --save",
     ]
     emit(as_json, result.to_json(), [*lines, *(f"note: {note}" for note in result.notes)])
 
@@ -133,6 +132,19 @@ def _image_dry_run(given: dict[str, Any], as_json: bool) -> None:
         *(f"note: {note}" for note in found["notes"]),
     ]
     emit(as_json, found, lines)
+
+
+def _size(packed: dict[str, Any]) -> str:
+    from crepe.cli.output import megabytes
+
+    if not packed:
+        return "dense zeros: the same size and speed as before"
+    dense = sum(about["layout"] is None for about in packed["tensors"].values())
+    kept = f", {dense} of them stay dense (crepe.json says why)" if dense else ""
+    return (
+        f"packed: {megabytes(packed['file_bytes'])} instead of {megabytes(packed['dense_file_bytes'])}, the pruned "
+        f"matrices {packed['pruned_bytes'] / packed['dense_pruned_bytes']:.4f} of their dense bytes{kept}"
+    )
 
 
 def _dry_run(given: dict[str, Any], as_json: bool) -> None:
@@ -171,7 +183,9 @@ def _dry_run(given: dict[str, Any], as_json: bool) -> None:
         f"expected: memory {megabytes(needs.memory)}, disk {megabytes(needs.disk)}, "
         f"about {needs.seconds:.0f} s on this machine without loading"
         + (" and without writing the calibration text" if recipe.calibration == "self" else ""),
-        "dense zeros: the output is as large and as fast as the dense model",
+        "dense zeros: the output is as large and as fast as the dense model"
+        if recipe.format == "dense"
+        else f"format {recipe.format}: while it runs the disk holds what is expected at most",
         *(f"note: {note}" for note in plan.notes),
     ]
     emit(as_json, result, lines)

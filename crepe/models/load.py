@@ -70,10 +70,15 @@ def _from_pretrained(source: Source, arguments: dict[str, Any]) -> Any:
     from transformers import AutoModelForCausalLM
 
     model, report = AutoModelForCausalLM.from_pretrained(source.folder, output_loading_info=True, **arguments)
+    require_complete(source, report)
+    return model
+
+
+def require_complete(source: Source, report: dict[str, Any]) -> None:
+    """Raises CrepeError where tensors were missing, which transformers makes up at random. report: its loading info."""
     missing = sorted(report["missing_keys"])
     if missing:
         raise CrepeError(f"checkpoint of {source.name} lacks {len(missing)} tensors, such as {missing[0]!r}")
-    return model
 
 
 def _from_file(source: Source, weights: str, arguments: dict[str, Any]) -> Any:
@@ -107,12 +112,19 @@ def skeleton(source: Source, dtype: str = "auto", trust_remote_code: bool = Fals
     from transformers import AutoModelForCausalLM
 
     config = load_config(source, trust_remote_code)
-    if not source.gguf and getattr(config, "quantization_config", None) is not None:
-        raise CrepeError(f"{source.name} is quantised: prune the original floating-point model and quantise afterwards")
+    section = None if source.gguf else getattr(config, "quantization_config", None)
+    if section is not None:
+        raise CrepeError(_not_dense(source, section))
     wanted = parse_dtype(dtype, source)
     more = {"dtype": config.dtype or torch.float32 if wanted == "auto" else wanted}
     with _readable_failure(source), _quiet(), init_empty_weights():
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, **more)
+
+
+def _not_dense(source: Source, section: Any) -> str:
+    if isinstance(section, dict) and (section.get("quant_method") == "crepe" or section.get("sparsity_config")):
+        return f"{source.name} is packed: unpack it first with `crepe convert {source.asked} OUT --format dense`"
+    return f"{source.name} is quantised: prune the original floating-point model and quantise afterwards"
 
 
 def require_length(config: Any, seqlen: int) -> None:

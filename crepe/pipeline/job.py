@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 
 from crepe.calibration.rows import make_rows
+from crepe.checkpoint.convert import save_packed
 from crepe.checkpoint.manifest import manifest, read_manifest
+from crepe.checkpoint.packed import layouts_of, sizes_of
+from crepe.checkpoint.section import packed_section
 from crepe.checkpoint.write import assemble, combine_masks, publish
 from crepe.errors import CrepeError, UsageError
 from crepe.models.kind import is_image_model
@@ -33,7 +36,8 @@ from crepe.refine import Refinement
 class Result:
     """What a run did. sparsity: achieved over the pruned tensors; peak_memory_bytes: of this process, resident.
 
-    fits: by block and block refinement, the block's error on held-out batches before and after.
+    fits: by block and block refinement, the block's error on held-out batches before and after. packed: sizes of a
+    packed output and of its pruned parameters, see `crepe.checkpoint.packed.sizes_of`.
     """
 
     output: str | None
@@ -45,11 +49,14 @@ class Result:
     tensors: dict[str, TensorReport] = field(repr=False, default_factory=dict)
     fits: dict[str, dict[str, list[float]]] = field(repr=False, default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    packed: dict[str, Any] = field(repr=False, default_factory=dict)
     model: Any = field(default=None, repr=False)
 
     def to_json(self) -> dict[str, Any]:
         keys = ("output", "sparsity", "seconds", "peak_memory_bytes", "skipped", "source", "notes")
-        return {key: getattr(self, key) for key in keys} | {"tensors": len(self.tensors)}
+        sizes = {key: value for key, value in self.packed.items() if key != "tensors"}
+        more: dict[str, Any] = {"packed": sizes} if sizes else {}
+        return {key: getattr(self, key) for key in keys} | {"tensors": len(self.tensors)} | more
 
 
 def prune(model: Any = None, output: str | Path | None = None, *, tokenizer: Any = None, **fields: Any) -> Any:
@@ -187,7 +194,9 @@ def _from_journal(run: _Run, journal: Journal) -> Result:
     done = _walk(run.model, run.choices, run.device, journal, rows)
     result = _result(str(run.output), done, run.started, str(run.source))
     if distributed.is_main():
-        final = assemble(journal.folder, run.model, done.plan.blocks, done.store)
+        section = packed_section(layouts_of(done.packed)) if recipe.format == "packed" else None
+        final = assemble(journal.folder, run.model, done.plan.blocks, done.store, section)
+        result.packed = sizes_of(final, done.packed) if section else {}
         run.tokenizer.save_pretrained(final)
         if recipe.save_masks:
             combine_masks(journal.folder, len(done.plan.blocks), done.reports, final / "masks.safetensors")
@@ -232,7 +241,11 @@ def _save_object(
     if final.parent.exists() and not choices.recipe.overwrite:
         raise CrepeError(f"{final.parent} holds an unfinished run: move it away, or overwrite=True")
     shutil.rmtree(final.parent, ignore_errors=True)
-    model.save_pretrained(final)
+    if choices.recipe.format == "packed":
+        patterns = {name: report.pattern for name, report in result.tensors.items()}
+        result.packed = sizes_of(*save_packed(model, patterns, final.parent))
+    else:
+        model.save_pretrained(final)
     if tokenizer is not None:
         tokenizer.save_pretrained(final)
     name = choices.recipe.model
@@ -254,7 +267,8 @@ def _already_there(run: _Run) -> Result:
     reports = {name: TensorReport(**about) for name, about in content["tensors"].items()}
     base = content["base_model"]["name"]
     skipped, fits, notes = content["skipped"], content.get("fits", {}), content["notes"]
-    return Result(str(run.output), content["sparsity"], 0.0, 0, skipped, base, reports, fits, notes)
+    packed = content.get("packed", {})
+    return Result(str(run.output), content["sparsity"], 0.0, 0, skipped, base, reports, fits, notes, packed)
 
 
 def _open_journal(run: _Run) -> Journal:

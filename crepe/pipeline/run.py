@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from crepe.allocation.base import Budget, Summary
 from crepe.calibration.statistics import ChannelSums
-from crepe.checkpoint.blocks import block_files, restore_block
-from crepe.masks import Mask
+from crepe.checkpoint.blocks import block_files, masks_name, restore_block, shard_name
+from crepe.checkpoint.packed import PackedReport, layouts_of, packed_tensors
+from crepe.masks import Mask, MaskSet
 from crepe.models.blocks import Block
 from crepe.models.coupling import Coupling, Memory
 from crepe.models.onload import onloaded, take_over
@@ -49,6 +50,8 @@ class Runner:
         self.reports: dict[str, TensorReport] = {}
         # By block and refinement: the block's error on held-out batches before and after.
         self.fits: dict[str, dict[str, list[float]]] = {}
+        # By parameter, where the output is packed.
+        self.packed: dict[str, PackedReport] = {}
         # What was found out about how the matrices of a block hang together, for the next blocks.
         self.memory: Memory = {}
         # Weights that came from disk can be read again; those of a model in memory are gone once they are pruned.
@@ -127,9 +130,20 @@ class Runner:
     def _record(self, index: int, block: Block, reports: dict[str, TensorReport], masks: dict[str, Mask]) -> None:
         if self.journal is None or not distributed.is_main():
             return
-        files = block_files(self.model, index, block, masks if self.choices.recipe.save_masks else {})
-        tensors = {name: report.to_dict() for name, report in reports.items()}
-        self.journal.record(block.name, files, {"tensors": tensors, "fits": self.fits.get(block.name, {})})
+        kept = masks if self.choices.recipe.save_masks else {}
+        packed: dict[str, PackedReport] = {}
+        if self.choices.recipe.format == "packed":
+            views = self.plan.inventories[index].views
+            tensors, packed = packed_tensors(self.model, block, views, masks)
+            files = {shard_name(index): tensors} | ({masks_name(index): MaskSet(kept).packed()} if kept else {})
+            self.packed |= packed
+        else:
+            files = block_files(self.model, index, block, kept)
+        about = {name: report.to_dict() for name, report in reports.items()}
+        sizes = {name: asdict(report) for name, report in packed.items()}
+        self.journal.record(
+            block.name, files, {"tensors": about, "fits": self.fits.get(block.name, {}), "packed": sizes}
+        )
 
     def _collect(self, index: int, block: Block, walk: Walk) -> dict[str, ChannelSums]:
         """Sums over the inputs of the block's matrices; in one pass the dense outputs go on at once."""
@@ -143,10 +157,12 @@ class Runner:
         return distributed.add_up(recorder.sums)
 
     def _pass_through(self, index: int, block: Block, walk: Walk, done: dict[str, Any]) -> None:
+        packed = {name: PackedReport(**about) for name, about in done["packed"].items()}
+        self.packed |= packed
         if self.block_refinements and not walk.is_last(block):
             walk.advance(block, _DENSE)
         if self.plan.sequential and self.journal is not None:
-            restore_block(self.journal.folder, index, block)
+            restore_block(self.journal.folder, index, block, layouts_of(packed))
         if not walk.is_last(block):
             walk.advance(block)
         if done["fits"]:

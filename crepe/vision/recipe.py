@@ -58,6 +58,8 @@ def choose_image(recipe: Recipe) -> ImageChoices:
         raise UsageError(f"macs: method {recipe.method!r} does not only remove channels; give --sparsity instead")
     for name in recipe.refine:
         REPAIRS.get(name)
+    if recipe.format == "packed":
+        raise UsageError("format 'packed': for the weights of language models; image models are 'sliced' or 'dense'")
     _require_training(recipe)
     choices = ImageChoices(recipe, method, rule, _SPARSITY if recipe.sparsity is None else recipe.sparsity, recipe.macs)
     if choices.needs_images and recipe.calibration == "self":

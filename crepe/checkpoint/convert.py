@@ -1,0 +1,112 @@
+"""Packed to dense and back, without pruning again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from crepe.checkpoint.blocks import shard_name
+from crepe.checkpoint.files import save_tensors
+from crepe.checkpoint.manifest import read_manifest
+from crepe.checkpoint.packed import PackedReport, layouts_of, packed_tensors, sizes_of
+from crepe.checkpoint.section import packed_section
+from crepe.checkpoint.write import assemble
+from crepe.errors import CrepeError
+from crepe.masks import ColBlock, Mask, Pattern, Unstructured, parse_pattern
+from crepe.models.blocks import Block, find_blocks
+from crepe.models.onload import WeightStore
+from crepe.models.views import inventory
+
+# What is made again, or belongs to the weights.
+_OWN_FILES = ("config.json", "generation_config.json", "README.md", "report.html", "crepe.json")
+
+
+def convert(folder: str | Path, output: str | Path, format: str) -> dict[str, Any]:
+    """Write the model of `folder` to `output`, packed or dense; returns the sizes of both.
+
+    Dense weights are those that the packed ones stand for, bit by bit. A dense folder must be an output of crepe,
+    because its crepe.json has the patterns. The whole model is in memory.
+
+    Raises:
+        CrepeError: the output exists, or the folder cannot be read.
+    """
+    from crepe.checkpoint.read import load
+
+    folder, output = Path(folder), Path(output)
+    if output.exists():
+        raise CrepeError(f"{output} exists: choose another folder")
+    content = read_manifest(folder) if format == "packed" or (folder / "crepe.json").is_file() else None
+    model, tokenizer = load(str(folder))
+    if getattr(model, "hf_quantizer", None) is not None:
+        model.dequantize()
+        # Those of the packed file, whose tensors have their names in memory; the default ones lead to the checkpoint's.
+        del model._weight_conversions
+    work = output.with_name(output.name + ".partial")
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        final, reports = _written(model, content, work, format)
+        tokenizer.save_pretrained(final)
+        _describe(folder, final, content, reports)
+        final.rename(output)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    before, after = (sum(file.stat().st_size for file in place.glob("*.safetensors")) for place in (folder, output))
+    return {"output": str(output), "format": format, "bytes_before": before, "bytes": after}
+
+
+def _written(
+    model: Any, content: dict[str, Any] | None, work: Path, format: str
+) -> tuple[Path, dict[str, PackedReport]]:
+    if format == "packed" and content is not None:
+        patterns = {name: about["pattern"] for name, about in content["tensors"].items()}
+        return save_packed(model, patterns, work)
+    model.save_pretrained(work / "final")
+    return work / "final", {}
+
+
+def save_packed(model: Any, patterns: Mapping[str, str], work: Path) -> tuple[Path, dict[str, PackedReport]]:
+    """Write a pruned model in memory below `work/final`. patterns: of its matrices, by the names of their views."""
+    work.mkdir(parents=True)
+    names = sorted({name.partition("[")[0] for name in patterns})
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    blocks = find_blocks(model)
+    if any(not name.startswith(tuple(block.name + "." for block in blocks)) for name in names):
+        blocks = [Block("", model)]
+    reports: dict[str, PackedReport] = {}
+    for index, block in enumerate(blocks):
+        views = [view for view in inventory(block, None, names, tied=tied).views if view.name in patterns]
+        masks = {view.name: mask_of(view.matrix().cpu(), parse_pattern(patterns[view.name])) for view in views}
+        tensors, own = packed_tensors(model, block, views, masks)
+        save_tensors(work / shard_name(index), tensors)
+        reports |= own
+    return assemble(work, model, blocks, WeightStore(model), packed_section(layouts_of(reports))), reports
+
+
+def mask_of(weight: Tensor, pattern: Pattern) -> Mask:
+    """The mask of a pruned matrix (out, in), by its zeros; without a pattern where its zeros do not follow it."""
+    kept = weight != 0
+    if isinstance(pattern, ColBlock) and pattern.obstacle(tuple(kept.shape)) is None:
+        # A kept block may hold zeros of its own.
+        kept = pattern.spread(pattern.blocks(kept.float()) > 0, len(kept))
+    return Mask(kept, Unstructured() if pattern.violations(kept) else pattern)
+
+
+def _describe(folder: Path, final: Path, content: dict[str, Any] | None, reports: Mapping[str, PackedReport]) -> None:
+    """crepe.json, card and report, and everything else that does not depend on how the weights are stored."""
+    from crepe.report.folder import write_report
+
+    for file in folder.iterdir():
+        others = file.is_file() and file.name not in _OWN_FILES and not (final / file.name).exists()
+        if others and file.suffix != ".safetensors" and not file.name.endswith(".index.json"):
+            shutil.copy(file, final)
+    if content is not None:
+        content = {key: value for key, value in content.items() if key != "packed"}
+        content |= {"packed": sizes_of(final, reports)} if reports else {}
+        content["recipe"]["format"] = "packed" if reports else "dense"
+        (final / "crepe.json").write_text(json.dumps(content, indent=2) + "\n")
+        write_report(final)

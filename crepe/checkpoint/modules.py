@@ -1,0 +1,130 @@
+"""Packed parameters inside a model: a linear layer that multiplies with its weight as it lies, holders for the rest.
+
+A holder keeps the packed tensors in the place of a parameter while a checkpoint is loaded, and gives way to the dense
+parameter as soon as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from crepe.checkpoint.layouts import Layout
+from crepe.errors import CrepeError
+
+
+class PackedLinear(nn.Module):
+    """A linear layer whose weight stays packed: `weight` holds the values, buffers behind it say where they belong."""
+
+    def __init__(self, layout: Layout, linear: nn.Linear) -> None:
+        super().__init__()
+        self.layout = layout
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        put(self, "weight", layout, linear.weight)
+        self.bias = linear.bias
+        self.train(linear.training)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.layout.linear(inputs, self.packed, self.bias)
+
+    @property
+    def packed(self) -> dict[str, Tensor]:
+        return parts_of(self, "weight", self.layout)
+
+    def unpacked(self) -> nn.Linear:
+        """The plain layer with the same weight and bias."""
+        weight = self.layout.unpack(self.packed)
+        linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
+        linear.weight = nn.Parameter(weight, requires_grad=False)
+        linear.bias = self.bias
+        return linear.train(self.training)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, layout={self.layout.name}, bias={self.bias is not None}"
+
+
+def put(owner: nn.Module, attribute: str, layout: Layout, like: Tensor) -> None:
+    """Make room for a packed parameter: the values as a parameter of that name, everything else as buffers behind it.
+
+    like: the dense parameter, for dtype and device.
+    """
+    for suffix, (shape, dtype) in layout.parts().items():
+        room = torch.empty(shape, dtype=dtype or like.dtype, device=like.device)
+        if suffix:
+            owner.register_buffer(attribute + suffix, room)
+        else:
+            owner.register_parameter(attribute, nn.Parameter(room, requires_grad=False))
+
+
+def parts_of(owner: nn.Module, attribute: str, layout: Layout) -> dict[str, Tensor]:
+    """The tensors of a packed parameter, by suffix."""
+    return {suffix: getattr(owner, attribute + suffix).detach() for suffix in layout.parts()}
+
+
+def runs_packed(owner: nn.Module, layout: Layout) -> bool:
+    """Whether a module can take its weight as it lies: a plain linear layer, whose forward is known."""
+    return layout.multiplies and type(owner) is nn.Linear
+
+
+def insert(model: nn.Module, layouts: Mapping[str, Layout]) -> None:
+    """Make room in `model` (on the meta device, dense) for the packed parameters, by name.
+
+    Raises:
+        CrepeError: the model has no such parameter, or one of another shape.
+    """
+    for name, layout in layouts.items():
+        owner, attribute = owner_of(model, name)
+        parameter = getattr(owner, attribute)
+        if tuple(parameter.shape) != layout.shape:
+            raise CrepeError(
+                f"{name!r} is packed from shape {layout.shape}, the model of config.json wants {tuple(parameter.shape)}"
+            )
+        if isinstance(owner, nn.Linear) and runs_packed(owner, layout):
+            model.set_submodule(name.rpartition(".")[0], PackedLinear(layout, owner))
+        else:
+            put(owner, attribute, layout, parameter)
+
+
+def settle(model: nn.Module, layouts: Mapping[str, Layout]) -> None:
+    """Check every packed parameter after loading, and unpack those that no layer can multiply with.
+
+    Raises:
+        CrepeError: tensors that are no parameter in their layout.
+    """
+    for name, layout in layouts.items():
+        owner, attribute = owner_of(model, name)
+        tensors = parts_of(owner, attribute, layout)
+        try:
+            layout.check(tensors)
+        except CrepeError as error:
+            raise CrepeError(f"packed tensor {name!r}: {error}") from error
+        if not isinstance(owner, PackedLinear):
+            replace_parts(owner, attribute, layout, layout.unpack(tensors))
+
+
+def replace_parts(owner: nn.Module, attribute: str, layout: Layout, dense: Tensor) -> None:
+    """Put the dense parameter where a holder was."""
+    for suffix in layout.parts():
+        if suffix:
+            delattr(owner, attribute + suffix)
+    owner.register_parameter(attribute, nn.Parameter(dense, requires_grad=False))
+
+
+def unpack_layers(model: nn.Module) -> None:
+    """Replace every packed layer by the plain one with the same weight."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, PackedLinear):
+            model.set_submodule(name, module.unpacked())
+
+
+def owner_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The module that holds a parameter, and its attribute. Raises CrepeError where there is none."""
+    path, _, attribute = name.rpartition(".")
+    try:
+        owner = model.get_submodule(path)
+        getattr(owner, attribute)
+    except AttributeError:
+        raise CrepeError(f"config.json describes a packed tensor {name!r} that the model does not have") from None
+    return owner, attribute

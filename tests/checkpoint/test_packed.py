@@ -1,0 +1,192 @@
+"""Packed checkpoints as a whole: written by a run, loaded by transformers, converted, saved again."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import crepe
+from conftest import fails, save_tokenizer
+from crepe.checkpoint import write
+from crepe.checkpoint.modules import PackedLinear
+from crepe.checkpoint.section import GUARD, read_section
+from crepe.cli.main import main
+from families import tiny_model
+from runs import assert_resume_gives_the_same_bytes, prune_named
+
+TOKENS = torch.randint(3, 100, (2, 12), generator=torch.Generator().manual_seed(0))
+QUICK: dict[str, Any] = {"samples": 4, "seqlen": 16, "method": "magnitude"}
+
+
+def _load(folder: Path, kind: str = "AutoModelForCausalLM", **kwargs: Any) -> Any:
+    import transformers
+
+    return getattr(transformers, kind).from_pretrained(folder, **kwargs)
+
+
+def _both(folder: str, text: str, place: Path, **fields: Any) -> tuple[Any, Any]:
+    """The same run dense and packed, both loaded by plain transformers."""
+    for format in ("dense", "packed"):
+        prune_named(folder, place / format, text, **{**QUICK, **fields}, format=format)
+    return _load(place / "dense"), _load(place / "packed")
+
+
+def _assert_same(one: Any, other: Any) -> None:
+    first, second = one.state_dict(), other.state_dict()
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "colblock:8x8", "unstructured"])
+def test_the_packed_model_is_the_dense_one(
+    tiny_folder: Callable[..., str], text_file: str, tmp_path: Path, pattern: str
+) -> None:
+    dense, packed = _both(tiny_folder(), text_file, tmp_path, pattern=pattern)
+    layers = sum(isinstance(module, PackedLinear) for module in packed.modules())
+    assert layers == (0 if pattern == "unstructured" else 21)
+    assert torch.equal(dense(TOKENS).logits, packed(TOKENS).logits)
+    options = {"max_new_tokens": 6, "do_sample": False}
+    assert torch.equal(dense.generate(TOKENS, **options), packed.generate(TOKENS, **options))
+    packed.dequantize()
+    _assert_same(packed, dense)
+
+
+# Transposed layers, fused experts under other names in the checkpoint, a layer with its own forward, shared weights.
+@pytest.mark.parametrize("model_type", ["gpt2", "mixtral", "qwen3_moe", "gpt_oss", "falcon", "zamba2"])
+@pytest.mark.parametrize("pattern", ["2:4", "colblock:8x8"])
+def test_other_structures_come_back_exactly(
+    tiny_folder: Callable[..., str], text_file: str, tmp_path: Path, model_type: str, pattern: str
+) -> None:
+    fields = {"exclude": "*.router.*"} if model_type == "zamba2" else {}
+    dense, packed = _both(tiny_folder(model_type), text_file, tmp_path, pattern=pattern, **fields)
+    assert torch.equal(dense(TOKENS, use_cache=False).logits, packed(TOKENS, use_cache=False).logits)
+    packed.save_pretrained(tmp_path / "again")
+    again = _load(tmp_path / "again")
+    again.dequantize()
+    _assert_same(again, dense)
+
+
+def test_saving_a_packed_model_keeps_everything(
+    tiny_folder: Callable[..., str], text_file: str, tmp_path: Path
+) -> None:
+    prune_named(tiny_folder(), tmp_path / "out", text_file, **QUICK, pattern="2:4", format="packed")
+    model = _load(tmp_path / "out")
+    model.save_pretrained(tmp_path / "again")
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "again"))
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    assert read_section(tmp_path / "again") == read_section(tmp_path / "out")
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["transformers_weights"] == GUARD
+    twin = copy.deepcopy(model)
+    assert twin.save_pretrained.__self__ is twin
+
+
+def test_sizes_are_counted(tiny_folder: Callable[..., str], text_file: str, tmp_path: Path) -> None:
+    result = prune_named(
+        tiny_folder(), tmp_path / "out", text_file, **QUICK, pattern="2:4", format="packed", dtype="bfloat16"
+    )
+    sizes = json.loads((tmp_path / "out" / "crepe.json").read_text())["packed"]
+    weights = sum(math.prod(report.shape) for report in result.tensors.values())
+    assert sizes["dense_pruned_bytes"] == 2 * weights and sizes["pruned_bytes"] * 16 == 18 * weights
+    assert sizes["file_bytes"] == (tmp_path / "out" / "model.safetensors").stat().st_size
+    assert sizes["dense_file_bytes"] - sizes["file_bytes"] == 2 * weights * 7 // 16
+    assert result.to_json()["packed"]["file_bytes"] == sizes["file_bytes"]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "import crepe" in card and "0.5625 of their dense bytes" in card and "--format packed" in card
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    for name, about in sizes["tensors"].items():
+        parts = [tensor for other, tensor in stored.items() if other == name or other.startswith(name + "_")]
+        assert sum(tensor.numel() * tensor.element_size() for tensor in parts) == about["bytes"], name
+
+
+def test_a_permuted_mask_is_really_two_of_four(tiny_folder: Callable[..., str], text_file: str, tmp_path: Path) -> None:
+    dense, packed = _both(
+        tiny_folder(), text_file, tmp_path, pattern="2:4", refine="permute", method="wanda", pipeline="one-pass"
+    )
+    orders = [name for name in load_file(tmp_path / "packed" / "model.safetensors") if name.endswith("_order")]
+    assert orders
+    assert torch.allclose(dense(TOKENS).logits, packed(TOKENS).logits, atol=1e-5)
+    packed.dequantize()
+    _assert_same(packed, dense)
+
+
+def test_a_killed_run_ends_with_the_same_bytes(tiny_folder: Callable[..., str], text_file: str, tmp_path: Path) -> None:
+    fields = {"pattern": "2:4", "format": "packed", "pipeline": "sequential", "method": "wanda", "save_masks": True}
+    assert_resume_gives_the_same_bytes(tiny_folder("mixtral"), text_file, tmp_path, **fields)
+
+
+def test_a_large_model_is_packed_in_several_files(
+    tiny_folder: Callable[..., str], text_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny_folder()
+    prune_named(folder, tmp_path / "one", text_file, **QUICK, pattern="2:4", format="packed")
+    monkeypatch.setattr(write, "ONE_FILE", 1)
+    prune_named(folder, tmp_path / "many", text_file, **QUICK, pattern="2:4", format="packed")
+    assert len(list((tmp_path / "many").glob("model-*.safetensors"))) > 3
+    _assert_same(_load(tmp_path / "one"), _load(tmp_path / "many"))
+
+
+def test_other_classes_and_dtypes(tiny_folder: Callable[..., str], text_file: str, tmp_path: Path) -> None:
+    dense, _ = _both(tiny_folder(), text_file, tmp_path, pattern="2:4")
+    for kind in ("AutoModel", "LlamaModel"):
+        base = _load(tmp_path / "packed", kind)
+        assert torch.equal(base(TOKENS).last_hidden_state, dense.model(TOKENS).last_hidden_state)
+    half = _load(tmp_path / "packed", "LlamaForCausalLM", dtype=torch.bfloat16)
+    assert half.model.layers[0].self_attn.q_proj.weight.dtype == torch.bfloat16
+    half.dequantize()
+    _assert_same(half, dense.to(torch.bfloat16))
+
+
+def test_packed_layers_compile_without_a_break(tiny_folder: Callable[..., str], text_file: str, tmp_path: Path) -> None:
+    _, packed = _both(tiny_folder(), text_file, tmp_path, pattern="2:4", refine="permute", method="wanda")
+    layer, inputs = packed.model.layers[0].mlp, torch.randn(2, 32)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    assert torch.allclose(compiled(inputs), layer(inputs), atol=1e-6)
+
+
+def test_a_model_in_memory_is_packed_too(text_file: str, tmp_path: Path) -> None:
+    model, tokenizer = tiny_model("llama"), save_tokenizer(tmp_path)
+    fields = {**QUICK, "calibration": text_file, "pattern": "colblock:8x8", "format": "packed"}
+    result = crepe.prune(model, tmp_path / "out", tokenizer=tokenizer, **fields)
+    loaded, _ = crepe.load(str(tmp_path / "out"))
+    assert torch.equal(loaded(TOKENS).logits, model(TOKENS).logits)
+    assert result.packed["pruned_bytes"] < 0.6 * result.packed["dense_pruned_bytes"]
+
+
+def test_dense_to_packed_and_back(
+    tiny_folder: Callable[..., str], text_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _both(tiny_folder("mixtral"), text_file, tmp_path, pattern="2:4")
+    for start, end in (("packed", "dense"), ("dense", "packed")):
+        assert main(["convert", str(tmp_path / start), str(tmp_path / f"{end}2"), "--format", end]) == 0
+        first, second = (load_file(tmp_path / name / "model.safetensors") for name in (end, f"{end}2"))
+        assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+        assert {p.name for p in (tmp_path / end).iterdir()} == {p.name for p in (tmp_path / f"{end}2").iterdir()}
+    assert read_section(tmp_path / "packed2") == read_section(tmp_path / "packed")
+    manifests = [json.loads((tmp_path / name / "crepe.json").read_text()) for name in ("packed", "packed2")]
+    assert manifests[0]["packed"]["pruned_bytes"] == manifests[1]["packed"]["pruned_bytes"]
+    assert "packed" not in json.loads((tmp_path / "dense2" / "crepe.json").read_text())
+    assert "exists" in fails(
+        capsys, 1, "convert", str(tmp_path / "dense"), str(tmp_path / "dense2"), "--format", "dense"
+    )
+
+
+def test_the_verbs_on_a_packed_folder(
+    tiny_folder: Callable[..., str], text_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = tiny_folder(), str(tmp_path / "out")
+    options = ["--calibration", text_file, "--samples", "4", "--seqlen", "16"]
+    assert main(["prune", "--model", folder, "--output", out, "--pattern", "2:4", "--format", "packed", *options]) == 0
+    assert "of their dense bytes" in capsys.readouterr().out
+    numbers = crepe.evaluate(out, data=text_file, seqlen=32, max_windows=2, reference=folder, save=True)
+    assert numbers["kl_divergence"] > 0 and "KL divergence" in (tmp_path / "out" / "README.md").read_text()
+    assert main(["push", out, "owner/name", "--dry-run"]) == 0
+    error = fails(capsys, 1, "prune", "--model", out, "--output", str(tmp_path / "twice"), *options)
+    assert "crepe convert" in error and "--format dense" in error
