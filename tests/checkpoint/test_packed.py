@@ -60,13 +60,14 @@ def test_the_packed_model_is_the_dense_one(
 
 
 # Transposed layers, fused experts under other names in the checkpoint, a layer with its own forward, shared weights.
-@pytest.mark.parametrize("model_type", ["gpt2", "mixtral", "qwen3_moe", "gpt_oss", "falcon", "zamba2"])
-@pytest.mark.parametrize("pattern", ["2:4", "colblock:8x8"])
+@pytest.mark.parametrize(
+    ("model_type", "pattern"),
+    [("gpt2", "2:4"), ("mixtral", "colblock:8x8"), ("qwen3_moe", "2:4"), ("falcon", "2:4"), ("zamba2", "2:4")],
+)
 def test_other_structures_come_back_exactly(
     tiny_folder: Callable[..., str], text_file: str, tmp_path: Path, model_type: str, pattern: str
 ) -> None:
-    fields = {"exclude": "*.router.*"} if model_type == "zamba2" else {}
-    dense, packed = _both(tiny_folder(model_type), text_file, tmp_path, pattern=pattern, **fields)
+    dense, packed = _both(tiny_folder(model_type), text_file, tmp_path, pattern=pattern)
     assert torch.equal(dense(TOKENS, use_cache=False).logits, packed(TOKENS, use_cache=False).logits)
     packed.save_pretrained(tmp_path / "again")
     again = _load(tmp_path / "again")
