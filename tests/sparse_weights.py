@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -45,3 +48,16 @@ def assert_close(found: Tensor, expected: Tensor, slack: float = 0.0) -> None:
     last = {torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}[found.dtype]
     typical = float(expected.abs().mean())
     torch.testing.assert_close(found.double(), expected, rtol=last, atol=typical * (slack + 2.0**-12))
+
+
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """Tensors are allocated full of NaN, so that an output which a kernel leaves out is seen."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.utils.deterministic.fill_uninitialized_memory = before[1]

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from crepe.kernels.triton.configs import Config, device_name, find
+from crepe.kernels.triton.configs import HOPPER, Config, Device, device_of, find
 from crepe.kernels.triton.groups import read
 
 
@@ -62,7 +62,7 @@ def matmul_kernel(
 
 
 def plan(
-    shape: tuple[int, int, int], kept: int, rows: int, columns: int, device: str = ""
+    shape: tuple[int, int, int], kept: int, rows: int, columns: int, device: Device = HOPPER
 ) -> tuple[dict[str, Any], Config]:
     """The kernel's constants and launch for (tokens, outputs, inputs) and `kept` inputs of every tile."""
     tokens, outputs, inputs = shape
@@ -78,7 +78,7 @@ def matmul(
 ) -> Tensor:
     """x: (tokens, inputs) -> (tokens, outputs). All contiguous and aligned to 16 bytes."""
     shape = (len(x), len(values), x.shape[1])
-    constants, config = plan(shape, values.shape[1], rows, columns, device_name(x.device))
+    constants, config = plan(shape, values.shape[1], rows, columns, device_of(x.device))
     out = x.new_empty(shape[:2])
     grid = (triton.cdiv(shape[1], constants["BN"]), triton.cdiv(shape[0], constants["BM"]))
     matmul_kernel[grid](

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from crepe.kernels.triton.configs import Config, device_name, find, power_of_two
+from crepe.kernels.triton.configs import HOPPER, Config, Device, device_of, find, power_of_two
 from crepe.kernels.triton.groups import lower_float, read, upper_float
 
 MOST_TOKENS = 3
@@ -73,7 +73,7 @@ def matvec_kernel(
 
 
 def plan(
-    shape: tuple[int, int, int], kept: int, rows: int, columns: int, dtype: torch.dtype, device: str = ""
+    shape: tuple[int, int, int], kept: int, rows: int, columns: int, dtype: torch.dtype, device: Device = HOPPER
 ) -> tuple[dict[str, Any], Config]:
     """The kernel's constants and launch for (tokens, outputs, inputs) and `kept` inputs of every tile."""
     tokens, outputs, inputs = shape
@@ -86,7 +86,7 @@ def plan(
 def matvec(x: Tensor, values: Tensor, blocks: Tensor, rows: int, columns: int, bias: Tensor | None) -> Tensor:
     """x: (tokens, inputs) -> (tokens, outputs). All contiguous and aligned to 16 bytes."""
     shape = (len(x), len(values), x.shape[1])
-    constants, config = plan(shape, values.shape[1], rows, columns, x.dtype, device_name(x.device))
+    constants, config = plan(shape, values.shape[1], rows, columns, x.dtype, device_of(x.device))
     out = x.new_empty(shape[:2])
     matvec_kernel[(triton.cdiv(shape[1], constants["ROWS"]),)](
         out,

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from crepe.kernels.triton.configs import Config, device_name, find
+from crepe.kernels.triton.configs import HOPPER, Config, Device, device_of, find
 from crepe.kernels.triton.groups import expand, read
 
 
@@ -69,7 +69,7 @@ def matmul_kernel(
     tl.store(out + token[:, None] * OUTPUTS + row[None, :], tl.trans(total), present)
 
 
-def plan(shape: tuple[int, int, int], dtype: torch.dtype, device: str = "") -> tuple[dict[str, Any], Config]:
+def plan(shape: tuple[int, int, int], dtype: torch.dtype, device: Device = HOPPER) -> tuple[dict[str, Any], Config]:
     """The kernel's constants and launch for (tokens, outputs, inputs)."""
     tokens, outputs, inputs = shape
     config = find("sp24_matmul", device, tokens, outputs)
@@ -80,7 +80,7 @@ def plan(shape: tuple[int, int, int], dtype: torch.dtype, device: str = "") -> t
 def matmul(x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None, interpreted: bool) -> Tensor:
     """x: (tokens, inputs) -> (tokens, outputs). All contiguous and aligned to 16 bytes."""
     shape = (len(x), len(values), x.shape[1])
-    constants, config = plan(shape, x.dtype, device_name(x.device))
+    constants, config = plan(shape, x.dtype, device_of(x.device))
     out = x.new_empty(shape[:2])
     grid = (triton.cdiv(shape[1], constants["BN"]), triton.cdiv(shape[0], constants["BM"]))
     matmul_kernel[grid](

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from crepe.kernels.triton.configs import Config, device_name, find, power_of_two
+from crepe.kernels.triton.configs import HOPPER, Config, Device, device_of, find, power_of_two
 from crepe.kernels.triton.groups import lower_float, pick, read, upper_float
 
 # More tokens at once need more registers than a thread has.
@@ -73,7 +73,7 @@ def matvec_kernel(
             tl.store(out + token * OUTPUTS + at, total, at < OUTPUTS)
 
 
-def plan(shape: tuple[int, int, int], dtype: torch.dtype, device: str = "") -> tuple[dict[str, Any], Config]:
+def plan(shape: tuple[int, int, int], dtype: torch.dtype, device: Device = HOPPER) -> tuple[dict[str, Any], Config]:
     """The kernel's constants and launch for (tokens, outputs, inputs)."""
     tokens, outputs, inputs = shape
     config = find("sp24_matvec", device, tokens, outputs)
@@ -85,7 +85,7 @@ def plan(shape: tuple[int, int, int], dtype: torch.dtype, device: str = "") -> t
 def matvec(x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None, interpreted: bool) -> Tensor:
     """x: (tokens, inputs) -> (tokens, outputs). All contiguous and aligned to 16 bytes."""
     shape = (len(x), len(values), x.shape[1])
-    constants, config = plan(shape, x.dtype, device_name(x.device))
+    constants, config = plan(shape, x.dtype, device_of(x.device))
     out = x.new_empty(shape[:2])
     matvec_kernel[(triton.cdiv(shape[1], constants["ROWS"]),)](
         out,

@@ -11,8 +11,8 @@ from crepe.errors import CrepeError
 from crepe.kernels.operations.colblock_linear import OPERATION, colblock_linear
 from crepe.kernels.reference import colblock
 from crepe.masks import ColBlock
-from gpu import needs_gpu, poisoned, replayed
-from sparse_weights import assert_close, colblock_weight, exact, weight_of
+from gpu import needs_gpu, replayed
+from sparse_weights import assert_close, colblock_weight, exact, poisoned, weight_of
 
 
 @pytest.mark.parametrize("sparsity", [0.5, 1.0])

@@ -11,8 +11,8 @@ from crepe.errors import CrepeError
 from crepe.kernels.operations.sp24_linear import OPERATION, sp24_linear
 from crepe.kernels.operations.sp24_unpack import sp24_unpack
 from crepe.kernels.reference import sp24
-from gpu import needs_gpu, poisoned, replayed
-from sparse_weights import assert_close, exact, sp24_weight, weight_of
+from gpu import needs_gpu, replayed
+from sparse_weights import assert_close, exact, poisoned, sp24_weight, weight_of
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -11,7 +11,7 @@ from crepe.kernels.reference import colblock
 from crepe.kernels.triton import configs
 from crepe.kernels.triton.configs import Config, Row
 from crepe.masks import ColBlock
-from sparse_weights import assert_close, colblock_weight, exact, weight_of
+from sparse_weights import assert_close, colblock_weight, exact, poisoned, weight_of
 
 DTYPES = [torch.bfloat16, torch.float16]
 # Outputs that fill no tile, kept inputs that fill no step.
@@ -54,7 +54,8 @@ def test_every_tile_of_matmul(row: Row, monkeypatch: pytest.MonkeyPatch) -> None
 def _check(backend: str, tokens: int, outputs: int, inputs: int, pattern: ColBlock, dtype: torch.dtype) -> None:
     values, blocks = colblock_weight(outputs, inputs, pattern, dtype)
     x, bias = weight_of(tokens, inputs, dtype, 2), weight_of(1, outputs, dtype, 3)[0]
-    found = OPERATION.run(x, values, blocks, pattern.rows, pattern.columns, bias, backend=backend)
+    with poisoned():
+        found = OPERATION.run(x, values, blocks, pattern.rows, pattern.columns, bias, backend=backend)
     assert_close(found, exact(x, colblock.unpack(values, blocks, pattern, inputs), bias))
 
 
