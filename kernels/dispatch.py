@@ -18,12 +18,14 @@ class Backend:
     """One way to run an operation.
 
     run: takes the operation's arguments. obstacle: takes the same and says why `run` cannot serve them, None where it
-    can; it looks at devices, dtypes and shapes only, never at values.
+    can; it looks at devices, dtypes and shapes only, never at values. suits: takes the same and says whether `run` is a
+    good choice where it can; only asked where nobody named the backend.
     """
 
     name: str
     run: Callable[..., Any]
     obstacle: Callable[..., str | None]
+    suits: Callable[..., bool] = lambda *args: True
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,8 @@ class Operation:
     backends: tuple[Backend, ...]
 
     def choose(self, *args: Any) -> Backend:
-        """The first backend that can serve these arguments."""
-        return next(backend for backend in self.backends if backend.obstacle(*args) is None)
+        """The first backend that can serve these arguments and suits them."""
+        return next(backend for backend in self.backends if backend.suits(*args) and backend.obstacle(*args) is None)
 
     def run(self, *args: Any, backend: str | None = None) -> Any:
         """The result of the chosen backend, or of the one that is named: that never falls back.

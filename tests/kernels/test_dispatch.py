@@ -21,6 +21,13 @@ def test_the_first_that_fits_runs() -> None:
     assert DOUBLE.run(30) == ("torch", 60)
 
 
+def test_what_does_not_suit_runs_only_by_name() -> None:
+    can = Backend("can", lambda x: "can", always, suits=lambda x: x > 5)
+    operation = Operation("either", (can, Backend("torch", lambda x: "torch", always)))
+    assert operation.run(6) == "can" and operation.run(5) == "torch"
+    assert operation.run(5, backend="can") == "can"
+
+
 def test_a_named_backend_never_falls_back() -> None:
     assert DOUBLE.run(3, backend="torch") == ("torch", 6)
     with pytest.raises(CrepeError, match="double cannot run on backend 'small': 30 is not under 10"):

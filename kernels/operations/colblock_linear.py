@@ -1,0 +1,107 @@
+"""A linear layer with weights in balanced column blocks: `crepe::colblock_linear(x, values, blocks, rows, columns,
+bias) -> x @ weight^T + bias`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from crepe.kernels.dispatch import OPERATIONS, Backend, Operation, always, interpreting
+from crepe.kernels.operations.tensors import aligned, as_rows, device_of, kernel_obstacle, tokens_of
+from crepe.kernels.reference import colblock
+from crepe.masks import ColBlock
+
+MOST_MATVEC_TOKENS = 3
+# A tensor core takes 16 rows at least; a block is read 16 bytes at a time, and a step holds 64 inputs.
+LEAST_ROWS = 16
+COLUMNS = (8, 16, 32, 64)
+
+
+def _obstacle(
+    x: Tensor, values: Tensor, blocks: Tensor, rows: int, columns: int, bias: Tensor | None = None
+) -> str | None:
+    """Why neither kernel can run, None where both can."""
+    reason = kernel_obstacle(values, x, blocks, bias) or _layout_obstacle(values, blocks, rows, columns)
+    if reason:
+        return reason
+    if x.dtype != values.dtype:
+        return f"x is {x.dtype} and the weights are {values.dtype}"
+    if x.shape[-1] % columns:
+        return f"x has {x.shape[-1]} inputs, no multiple of {columns}"
+    if bias is not None and tuple(bias.shape) != (len(values),):
+        return f"the bias is {tuple(bias.shape)} for {len(values)} outputs"
+    return None if x.numel() else "x is empty"
+
+
+def _layout_obstacle(values: Tensor, blocks: Tensor, rows: int, columns: int) -> str | None:
+    if rows < LEAST_ROWS or rows & (rows - 1):
+        return f"its tiles have {rows} rows: it takes powers of two from {LEAST_ROWS}"
+    if columns not in COLUMNS:
+        return f"its blocks have {columns} columns: it takes {', '.join(map(str, COLUMNS))}"
+    if values.numel() == 0:
+        return "no block is kept"
+    expected = (-(-len(values) // rows), values.shape[1] // columns)
+    if blocks.dtype != torch.int32 or tuple(blocks.shape) != expected or values.shape[1] % columns:
+        return f"blocks is {tuple(blocks.shape)} of {blocks.dtype}: {tuple(values.shape)} values do not belong to it"
+    return None
+
+
+def _matvec_obstacle(
+    x: Tensor, values: Tensor, blocks: Tensor, rows: int, columns: int, bias: Tensor | None = None
+) -> str | None:
+    tokens = tokens_of(x)
+    if tokens > MOST_MATVEC_TOKENS:
+        return f"x has {tokens} tokens: it takes 1 to {MOST_MATVEC_TOKENS}"
+    return _obstacle(x, values, blocks, rows, columns, bias)
+
+
+def _matvec(x: Tensor, values: Tensor, blocks: Tensor, rows: int, columns: int, bias: Tensor | None = None) -> Tensor:
+    from crepe.kernels.triton.colblock_matvec import matvec
+
+    own_bias = None if bias is None else bias.contiguous()
+    with device_of(x):
+        out = matvec(as_rows(x), aligned(values), blocks.contiguous(), rows, columns, own_bias)
+    return out.reshape(*x.shape[:-1], len(values))
+
+
+def _matmul(x: Tensor, values: Tensor, blocks: Tensor, rows: int, columns: int, bias: Tensor | None = None) -> Tensor:
+    from crepe.kernels.triton.colblock_matmul import matmul
+
+    own_bias = None if bias is None else bias.contiguous()
+    with device_of(x):
+        out = matmul(as_rows(x), aligned(values), blocks.contiguous(), rows, columns, own_bias, interpreting())
+    return out.reshape(*x.shape[:-1], len(values))
+
+
+def _reference(
+    x: Tensor, values: Tensor, blocks: Tensor, rows: int, columns: int, bias: Tensor | None = None
+) -> Tensor:
+    return colblock.linear(x, values, blocks, ColBlock(rows, columns), bias)
+
+
+OPERATION = OPERATIONS.add(
+    "colblock_linear",
+    Operation(
+        "colblock_linear",
+        (
+            Backend("matvec", _matvec, _matvec_obstacle),
+            Backend("matmul", _matmul, _obstacle),
+            Backend("torch", _reference, always),
+        ),
+    ),
+)
+
+
+@torch.library.custom_op("crepe::colblock_linear", mutates_args=())
+def colblock_linear(
+    x: Tensor, values: Tensor, blocks: Tensor, rows: int, columns: int, bias: Tensor | None = None
+) -> Tensor:
+    """x: (..., in), values: (out, kept inputs), blocks: (tiles, kept blocks) int32, bias: (out,) -> (..., out).
+    Inference only."""
+    result: Tensor = OPERATION.run(x, values, blocks, rows, columns, bias)
+    return result
+
+
+@colblock_linear.register_fake
+def _shape(x: Tensor, values: Tensor, blocks: Tensor, rows: int, columns: int, bias: Tensor | None = None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], values.shape[0])

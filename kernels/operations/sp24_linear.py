@@ -1,0 +1,123 @@
+"""A linear layer with 2:4 weights: `crepe::sp24_linear(x, values, meta, bias) -> x @ weight^T + bias`.
+
+The number of tokens decides. One to three: a matrix-vector product. A small batch: unpacking on the way to the tensor
+cores, still reading 9/16 of the bytes. More: tensor cores are the limit, and a dense product takes the unpacked weight.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from crepe.kernels.dispatch import OPERATIONS, Backend, Operation, always, interpreting
+from crepe.kernels.operations.sp24_unpack import OPERATION as UNPACK
+from crepe.kernels.operations.sp24_unpack import layout_obstacle
+from crepe.kernels.operations.tensors import aligned, as_rows, device_of, kernel_obstacle, tokens_of
+from crepe.kernels.reference import sp24
+
+MOST_MATVEC_TOKENS = 3
+# Where unpacking for every tile of tokens costs more than the bytes it saves (4.3 TB/s and 790 TFLOP/s, an H200).
+MOST_MATMUL_TOKENS = 96
+# From how many tokens sparse tensor cores win although the weight is compressed again for every product: not measured
+# on any device, so that nothing chooses them unless they are named.
+SEMI_STRUCTURED_TOKENS: int | None = None
+
+
+def _obstacle(x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None) -> str | None:
+    """Why neither kernel can run, None where both can."""
+    reason = kernel_obstacle(values, x, meta, bias) or layout_obstacle(values, meta)
+    if reason:
+        return reason
+    if x.dtype != values.dtype:
+        return f"x is {x.dtype} and the weights are {values.dtype}"
+    if x.shape[-1] != 2 * values.shape[1]:
+        return f"x has {x.shape[-1]} inputs and the weights {2 * values.shape[1]}"
+    if bias is not None and tuple(bias.shape) != (len(values),):
+        return f"the bias is {tuple(bias.shape)} for {len(values)} outputs"
+    return None if x.numel() else "x is empty"
+
+
+def _matvec_obstacle(x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None) -> str | None:
+    tokens = tokens_of(x)
+    if tokens > MOST_MATVEC_TOKENS:
+        return f"x has {tokens} tokens: it takes 1 to {MOST_MATVEC_TOKENS}"
+    return _obstacle(x, values, meta, bias)
+
+
+def _matvec(x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None) -> Tensor:
+    from crepe.kernels.triton.sp24_matvec import matvec
+
+    with device_of(x):
+        out = matvec(as_rows(x), aligned(values), aligned(meta), _whole(bias), interpreting())
+    return out.reshape(*x.shape[:-1], len(values))
+
+
+def _matmul(x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None) -> Tensor:
+    from crepe.kernels.triton.sp24_matmul import matmul
+
+    with device_of(x):
+        out = matmul(as_rows(x), aligned(values), aligned(meta), _whole(bias), interpreting())
+    return out.reshape(*x.shape[:-1], len(values))
+
+
+def _matmul_suits(x: Tensor, *others: Tensor | None) -> bool:
+    return tokens_of(x) <= MOST_MATMUL_TOKENS
+
+
+def _unpack_obstacle(x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None) -> str | None:
+    return UNPACK.backends[0].obstacle(values, meta)
+
+
+def _unpack(x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.nn.functional.linear(x, UNPACK.run(values, meta), bias)
+
+
+def _semi_structured_obstacle(x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None) -> str | None:
+    if not values.is_cuda:
+        return f"it needs a GPU and the weights are on {values.device}"
+    if not torch.backends.cusparselt.is_available():
+        return "this torch comes without cuSPARSELt"
+    if len(values) % 16:
+        return f"the weight has {len(values)} outputs: it takes multiples of 16"
+    return _obstacle(x, values, meta, bias)
+
+
+def _semi_structured(x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None) -> Tensor:
+    """cuSPARSELt's layout is undocumented and may change, so that the weight goes there by way of a dense one."""
+    weight = torch.sparse.to_sparse_semi_structured(UNPACK.run(values, meta))
+    return torch.nn.functional.linear(as_rows(x), weight, bias).reshape(*x.shape[:-1], len(values)).contiguous()
+
+
+def _semi_structured_suits(x: Tensor, *others: Tensor | None) -> bool:
+    return SEMI_STRUCTURED_TOKENS is not None and tokens_of(x) >= SEMI_STRUCTURED_TOKENS
+
+
+def _whole(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.contiguous()
+
+
+OPERATION = OPERATIONS.add(
+    "sp24_linear",
+    Operation(
+        "sp24_linear",
+        (
+            Backend("matvec", _matvec, _matvec_obstacle),
+            Backend("matmul", _matmul, _obstacle, _matmul_suits),
+            Backend("semi_structured", _semi_structured, _semi_structured_obstacle, _semi_structured_suits),
+            Backend("unpack", _unpack, _unpack_obstacle),
+            Backend("torch", sp24.linear, always),
+        ),
+    ),
+)
+
+
+@torch.library.custom_op("crepe::sp24_linear", mutates_args=())
+def sp24_linear(x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x: (..., in), values: (out, in / 2), meta: (out, in / 32) int32, bias: (out,) -> (..., out). Inference only."""
+    result: Tensor = OPERATION.run(x, values, meta, bias)
+    return result
+
+
+@sp24_linear.register_fake
+def _shape(x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None = None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], values.shape[0])

@@ -1,0 +1,54 @@
+"""What the operations ask of their tensors before a kernel sees them."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from crepe.kernels.dispatch import interpreting, triton_obstacle
+
+DTYPES = (torch.bfloat16, torch.float16)
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """The same values, contiguous from an address that 16 divides: kernels read 16 bytes at once."""
+    tensor = tensor.contiguous()
+    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """(..., inputs) -> (tokens, inputs), aligned."""
+    return aligned(x.reshape(-1, x.shape[-1]))
+
+
+def tokens_of(x: Tensor) -> int:
+    """The product of the leading dimensions of (..., inputs)."""
+    return x.numel() // max(x.shape[-1], 1)
+
+
+def device_of(tensor: Tensor) -> AbstractContextManager[object]:
+    """Launches go to the current GPU, which need not be the tensor's."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def kernel_obstacle(values: Tensor, *others: Tensor | None) -> str | None:
+    """Why no kernel of this room can run on weights `values` with `others`: the place, the kind, or a mix of them."""
+    reason = triton_obstacle(values)
+    if reason:
+        return reason
+    if values.dtype not in DTYPES:
+        return f"the weights are {values.dtype}: it takes torch.bfloat16 and torch.float16"
+    devices = {str(tensor.device) for tensor in (values, *others) if tensor is not None}
+    if len(devices) > 1:
+        return f"the tensors are on {' and '.join(sorted(devices))}"
+    return None if interpreting() else _gpu_obstacle(values.device)
+
+
+def _gpu_obstacle(device: torch.device) -> str | None:
+    """The byte permutation is an instruction of NVIDIA GPUs, and bfloat16 products came with capability 8.0."""
+    if torch.version.hip:
+        return "it needs an NVIDIA GPU"
+    capability = torch.cuda.get_device_capability(device)
+    return None if capability >= (8, 0) else f"it needs compute capability 8.0, not {capability[0]}.{capability[1]}"

@@ -1,0 +1,110 @@
+"""Sizes of tiles, warps and stages for every kernel: a table by device, tokens and outputs instead of trials.
+
+Trials would compile and time kernels inside of a user's first forward, and break recorded graphs. The rows below come
+from instruction counts, registers and shared memory of the compiled kernels, not from timings; a row that was measured
+on a device goes before them with that device's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+_ANY = 1 << 31
+
+
+@dataclass(frozen=True)
+class Config:
+    """tiles: the sizes that the kernel takes as constants. shared: bytes of shared memory that a block needs."""
+
+    tiles: Mapping[str, int]
+    warps: int
+    stages: int = 1
+    shared: int = 0
+
+
+@dataclass(frozen=True)
+class Device:
+    """shared: bytes of shared memory that a block may use."""
+
+    name: str
+    shared: int
+
+
+HOPPER = Device("", 227 << 10)
+# What torch does not tell is taken to be as little as on any card since Ampere.
+_LEAST_SHARED = 99 << 10
+
+
+@dataclass(frozen=True)
+class Row:
+    """A config and up to how many tokens and outputs it is meant for, on devices whose name contains `device`."""
+
+    config: Config
+    tokens: int = _ANY
+    outputs: int = _ANY
+    device: str = ""
+
+
+TABLES: dict[str, tuple[Row, ...]] = {
+    # One warp for a few rows: 128 words are 16 bytes for every lane. Three tokens with four rows spill registers.
+    "sp24_matvec": (
+        Row(Config({"ROWS": 1, "WORDS": 128}, 1), outputs=1024),
+        Row(Config({"ROWS": 2, "WORDS": 128}, 1), outputs=3072),
+        Row(Config({"ROWS": 4, "WORDS": 128}, 1), tokens=2),
+        Row(Config({"ROWS": 2, "WORDS": 128}, 1)),
+    ),
+    # Few outputs: narrow tiles, so that all multiprocessors have work; the tokens are a second axis of the grid.
+    "sp24_matmul": (
+        Row(Config({"BN": 32, "BM": 16, "WORDS": 16}, 2, 3, 68 << 10), tokens=16, outputs=8192),
+        Row(Config({"BN": 64, "BM": 16, "WORDS": 16}, 4, 2, 76 << 10), tokens=16),
+        Row(Config({"BN": 64, "BM": 32, "WORDS": 16}, 4, 2, 108 << 10), tokens=32),
+        Row(Config({"BN": 64, "BM": 32, "WORDS": 16}, 4, 2, 108 << 10), outputs=8192),
+        Row(Config({"BN": 64, "BM": 64, "WORDS": 8}, 4, 2, 86 << 10), tokens=64),
+        Row(Config({"BN": 128, "BM": 128, "WORDS": 8}, 8, 2, 172 << 10)),
+        Row(Config({"BN": 64, "BM": 32, "WORDS": 8}, 4, 2, 54 << 10)),
+    ),
+    "sp24_unpack": (Row(Config({"WORDS": 128}, 1)),),
+    "colblock_matvec": (
+        Row(Config({"ROWS": 1, "PIECES": 64}, 1), outputs=1024),
+        Row(Config({"ROWS": 2, "PIECES": 64}, 1), outputs=3072),
+        Row(Config({"ROWS": 4, "PIECES": 64}, 1)),
+    ),
+    "colblock_matmul": (
+        Row(Config({"BN": 32, "BM": 16, "BK": 128}, 2, 5, 25 << 10), tokens=16, outputs=8192),
+        Row(Config({"BN": 64, "BM": 16, "BK": 128}, 4, 4, 41 << 10), tokens=16),
+        Row(Config({"BN": 64, "BM": 32, "BK": 64}, 4, 5, 37 << 10), tokens=32),
+        Row(Config({"BN": 64, "BM": 64, "BK": 64}, 4, 4, 33 << 10), tokens=64),
+        Row(Config({"BN": 64, "BM": 128, "BK": 64}, 4, 4, 49 << 10), tokens=128),
+        Row(Config({"BN": 128, "BM": 128, "BK": 64}, 8, 3, 65 << 10)),
+    ),
+}
+
+
+def find(kernel: str, device: Device, tokens: int, outputs: int) -> Config:
+    """The first row of the kernel's table that fits this device and is meant for these sizes."""
+    return next(
+        row.config
+        for row in TABLES[kernel]
+        if row.device in device.name
+        and row.config.shared <= device.shared
+        and tokens <= row.tokens
+        and outputs <= row.outputs
+    )
+
+
+@cache
+def device_of(place: torch.device) -> Device:
+    """What a GPU offers; without one, what a Hopper would."""
+    if place.type != "cuda":
+        return HOPPER
+    properties = torch.cuda.get_device_properties(place)
+    return Device(properties.name, getattr(properties, "shared_memory_per_block_optin", _LEAST_SHARED))
+
+
+def power_of_two(size: int) -> int:
+    """The smallest power of two that is no smaller than `size`."""
+    return 1 << (size - 1).bit_length()

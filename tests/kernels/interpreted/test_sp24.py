@@ -1,0 +1,120 @@
+"""The 2:4 kernels on the CPU: ragged shapes, both dtypes, and which backend is chosen."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from crepe.errors import CrepeError
+from crepe.kernels.operations.sp24_linear import OPERATION
+from crepe.kernels.operations.sp24_unpack import OPERATION as UNPACK
+from crepe.kernels.reference import sp24
+from crepe.kernels.triton import configs
+from crepe.kernels.triton.configs import Config, Row
+from sparse_weights import assert_close, exact, poisoned, sp24_weight, weight_of
+
+DTYPES = [torch.bfloat16, torch.float16]
+
+
+@pytest.fixture
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles that divide neither the outputs nor the inputs of the tests, and several of both."""
+    monkeypatch.setitem(configs.TABLES, "sp24_matvec", (Row(Config({"ROWS": 2, "WORDS": 8}, 1)),))
+    monkeypatch.setitem(configs.TABLES, "sp24_unpack", (Row(Config({"WORDS": 8}, 1)),))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("tokens", "biased"), [(1, True), (3, False)])
+@pytest.mark.usefixtures("small_tiles")
+def test_matvec(tokens: int, biased: bool, dtype: torch.dtype) -> None:
+    values, meta = sp24_weight(3, 384, dtype)
+    x, bias = weight_of(tokens, 384, dtype, 2), weight_of(1, 3, dtype, 3)[0] if biased else None
+    with poisoned():
+        found = OPERATION.run(x, values, meta, bias, backend="matvec")
+    assert_close(found, exact(x, sp24.unpack(values, meta), bias))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("tokens", "outputs", "inputs"), [(4, 70, 384), (16, 32, 128), (17, 5, 640), (96, 33, 384)])
+def test_matmul(tokens: int, outputs: int, inputs: int, dtype: torch.dtype) -> None:
+    values, meta = sp24_weight(outputs, inputs, dtype)
+    x, bias = weight_of(tokens, inputs, dtype, 2), weight_of(1, outputs, dtype, 3)[0]
+    with poisoned():
+        found = OPERATION.run(x, values, meta, bias, backend="matmul")
+    assert_close(found, exact(x, sp24.unpack(values, meta), bias))
+
+
+@pytest.mark.parametrize("config", configs.TABLES["sp24_matmul"], ids=str)
+def test_every_tile_of_matmul(config: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(configs.TABLES, "sp24_matmul", (Row(config.config),))
+    values, meta = sp24_weight(40, 384, torch.bfloat16)
+    x = weight_of(5, 384, torch.bfloat16, 2)
+    assert_close(OPERATION.run(x, values, meta, None, backend="matmul"), exact(x, sp24.unpack(values, meta), None))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.usefixtures("small_tiles")
+def test_unpack_is_exact(dtype: torch.dtype) -> None:
+    values, meta = sp24_weight(3, 384, dtype)
+    with poisoned():
+        found = UNPACK.run(values, meta, backend="triton")
+    assert torch.equal(found.view(torch.int16), sp24.unpack(values, meta).view(torch.int16))
+
+
+def test_unpack_and_a_dense_product() -> None:
+    values, meta = sp24_weight(3, 128, torch.float16)
+    x = weight_of(7, 128, torch.float16, 2)
+    assert_close(OPERATION.run(x, values, meta, None, backend="unpack"), exact(x, sp24.unpack(values, meta), None))
+
+
+def test_leading_dimensions_and_other_layouts_of_the_inputs() -> None:
+    values, meta = sp24_weight(2, 128, torch.float16)
+    whole = weight_of(4 * 128 + 1, 2, torch.float16, 2).T.flatten()
+    misaligned, transposed = whole[1 : 1 + 4 * 128].view(2, 2, 128), whole[: 4 * 128].view(128, 2, 2).permute(1, 2, 0)
+    for x in (misaligned, transposed):
+        found = OPERATION.run(x, values, meta, None, backend="matmul")
+        assert found.shape == (2, 2, 2) and found.is_contiguous()
+        assert_close(found, exact(x, sp24.unpack(values, meta), None))
+    packed = torch.cat([values.flatten()[:1], values.flatten()])[1:].view(values.shape)
+    assert packed.data_ptr() % 16
+    assert torch.equal(OPERATION.run(misaligned, packed, meta, None), OPERATION.run(misaligned, values, meta, None))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"), [(1, "matvec"), (3, "matvec"), (4, "matmul"), (96, "matmul"), (97, "unpack"), (0, "unpack")]
+)
+def test_the_tokens_choose(tokens: int, expected: str) -> None:
+    values, meta = sp24_weight(2, 128, torch.bfloat16)
+    x = torch.zeros(tokens, 128, dtype=torch.bfloat16)
+    assert OPERATION.choose(x, values, meta, None).name == expected
+
+
+@pytest.mark.parametrize(
+    ("inputs", "dtype", "x_dtype", "reason"),
+    [
+        (160, torch.bfloat16, torch.bfloat16, "160 inputs: it takes multiples of 128"),
+        (128, torch.float32, torch.float32, "the weights are torch.float32"),
+        (128, torch.bfloat16, torch.float16, "x is torch.float16 and the weights are torch.bfloat16"),
+    ],
+)
+def test_what_a_kernel_does_not_cover(inputs: int, dtype: torch.dtype, x_dtype: torch.dtype, reason: str) -> None:
+    values, meta = sp24_weight(2, inputs, dtype)
+    x = torch.zeros(2, inputs, dtype=x_dtype)
+    with pytest.raises(CrepeError, match=reason):
+        OPERATION.run(x, values, meta, None, backend="matvec")
+    if dtype == x_dtype:
+        assert OPERATION.choose(x, values, meta, None).name == "torch"
+
+
+def test_a_weight_of_another_shape_reaches_no_kernel() -> None:
+    values, meta = sp24_weight(4, 256, torch.bfloat16)
+    x = torch.zeros(1, 256, dtype=torch.bfloat16)
+    for arguments in [
+        (x[:, :128], values, meta, None),
+        (x, values[:, :64], meta, None),
+        (x, values, meta[:2], None),
+        (x, values, meta.long(), None),
+        (x, values, meta, torch.zeros(3, dtype=torch.bfloat16)),
+    ]:
+        with pytest.raises(CrepeError, match="cannot run on backend 'matvec'"):
+            OPERATION.run(*arguments, backend="matvec")

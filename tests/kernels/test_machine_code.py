@@ -1,0 +1,145 @@
+"""Every kernel compiled for a Hopper GPU, which needs none, and its hot loop held to a budget of instructions.
+
+At 4.3 TB/s an H200 has time for 31 to 35 instructions on each group of four weights, and logic takes two slots.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sass import Compiled, compile_kernel, starting
+
+pytest.importorskip("triton")
+
+from crepe.kernels.triton import colblock_matmul, colblock_matvec, dense_matvec, sp24_matmul, sp24_matvec, sp24_unpack
+from crepe.kernels.triton.configs import Config, Device
+
+LANES = 32
+BF16 = torch.bfloat16
+
+
+def _stays_within(compiled: Compiled, config: Config) -> None:
+    """Its registers, and the shared memory that the table names."""
+    assert starting(compiled.opcodes(), "LDL", "STL") == 0
+    assert compiled.shared <= config.shared
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "budget"),
+    [
+        ((1, 4096, 4096), BF16, 12.0),
+        ((1, 4096, 11008), BF16, 12.0),
+        ((1, 512, 2048), BF16, 15.0),
+        ((3, 4096, 14336), BF16, 25.0),
+        ((1, 4096, 14336), torch.float16, 14.0),
+    ],
+)
+def test_sp24_matvec(shape: tuple[int, int, int], dtype: torch.dtype, budget: float) -> None:
+    constants, config = sp24_matvec.plan(shape, dtype)
+    types = {"out": "*bf16", "x": "*i64", "values": "*i32", "meta": "*i32", "bias": "*bf16"}
+    constants |= {"HAS_BIAS": False, "INTERPRETED": False}
+    compiled = compile_kernel(sp24_matvec.matvec_kernel, types, constants, config)
+    _stays_within(compiled, config)
+    assert compiled.conversions() == 0
+    loop, groups = compiled.loop(), constants["ROWS"] * constants["WORDS"] * 8 / LANES
+    assert sum(loop.values()) / groups <= budget
+    assert loop["PRMT"] >= groups * shape[0]
+    assert starting(loop, "LDG") == starting(loop, "LDG.E.128", "LDG.E.64")
+    if constants["WORDS"] == 128:
+        assert starting(loop, "LDG") == loop["LDG.E.128"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "budget"),
+    [
+        ((16, 4096, 4096), 16.0),
+        ((16, 28672, 4096), 16.0),
+        ((32, 28672, 11008), 16.0),
+        ((96, 4096, 4096), 16.0),
+        ((64, 28672, 4096), 18.0),
+        ((96, 28672, 4096), 18.0),
+    ],
+)
+def test_sp24_matmul(shape: tuple[int, int, int], budget: float) -> None:
+    constants, config = sp24_matmul.plan(shape, BF16)
+    types = {"out": "*bf16", "x": "*bf16", "values": "*i32", "meta": "*i32", "bias": "*bf16", "tokens": "i32"}
+    constants |= {"HAS_BIAS": False, "INTERPRETED": False}
+    compiled = compile_kernel(sp24_matmul.matmul_kernel, types, constants, config)
+    _stays_within(compiled, config)
+    assert compiled.conversions() == 0
+    loop, groups = compiled.loop(), constants["BN"] * constants["WORDS"] * 8 / LANES / config.warps
+    assert sum(loop.values()) / groups <= budget
+    assert loop["LDGSTS.E.BYPASS.128"] == starting(loop, "LDG.", "LDGSTS")
+    assert starting(loop, "HGMMA" if constants["BN"] >= 64 else "HMMA")
+
+
+def test_a_card_with_less_shared_memory_gets_smaller_tiles() -> None:
+    constants, config = sp24_matmul.plan((96, 28672, 4096), BF16, Device("a small card", 99 << 10))
+    assert config.shared <= 99 << 10
+    types = {"out": "*bf16", "x": "*bf16", "values": "*i32", "meta": "*i32", "bias": "*bf16", "tokens": "i32"}
+    constants |= {"HAS_BIAS": True, "INTERPRETED": False}
+    for architecture in (89, 90):
+        _stays_within(compile_kernel(sp24_matmul.matmul_kernel, types, constants, config, architecture), config)
+
+
+def test_sp24_unpack() -> None:
+    constants, config = sp24_unpack.plan(4096, 11008)
+    types = {"out": "*i64", "values": "*i32", "meta": "*i32"}
+    compiled = compile_kernel(sp24_unpack.unpack_kernel, types, constants | {"INTERPRETED": False}, config)
+    _stays_within(compiled, config)
+    opcodes, groups = compiled.opcodes(), constants["WORDS"] * 8 / LANES
+    # 12.5 bytes are read and written for a group, nearly three times those of a product.
+    assert sum(opcodes.values()) / groups <= 26
+    assert starting(opcodes, "LDG") == opcodes["LDG.E.128"] and starting(opcodes, "STG") == opcodes["STG.E.128"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows", "columns"),
+    [
+        ((16, 4096, 4096), 32, 8),
+        ((16, 28672, 4096), 64, 16),
+        ((64, 4096, 4096), 64, 32),
+        ((128, 4096, 4096), 64, 8),
+        ((2048, 4096, 4096), 128, 8),
+    ],
+)
+def test_colblock_matmul(shape: tuple[int, int, int], rows: int, columns: int) -> None:
+    """As a dense product: copies of 16 bytes to shared memory while the tensor cores work, and little beside."""
+    constants, config = colblock_matmul.plan(shape, shape[2] // 2, rows, columns)
+    types = {"out": "*bf16", "x": "*bf16", "values": "*bf16", "blocks": "*i32", "bias": "*bf16", "tokens": "i32"}
+    constants |= {"HAS_BIAS": False, "INTERPRETED": False}
+    compiled = compile_kernel(colblock_matmul.matmul_kernel, types, constants, config)
+    _stays_within(compiled, config)
+    loop, threads = compiled.loop(), LANES * config.warps
+    copied = constants["BK"] * (constants["BN"] + constants["BM"]) * 2 / 16
+    assert loop["LDGSTS.E.BYPASS.128"] == copied / threads
+    # What is left over reads the numbers of the blocks.
+    assert starting(loop, "LDG.", "LDGSTS") <= loop["LDGSTS.E.BYPASS.128"] + 1
+    assert starting(loop, "HGMMA" if constants["BN"] >= 64 else "HMMA")
+    assert sum(loop.values()) <= 110
+
+
+@pytest.mark.parametrize(("tokens", "columns", "budget"), [(1, 8, 14.0), (1, 32, 14.0), (3, 8, 25.0)])
+def test_colblock_matvec(tokens: int, columns: int, budget: float) -> None:
+    constants, config = colblock_matvec.plan((tokens, 4096, 4096), 2048, 64, columns, BF16)
+    types = {"out": "*bf16", "x": "*i32", "values": "*i32", "blocks": "*i32", "bias": "*bf16"}
+    compiled = compile_kernel(colblock_matvec.matvec_kernel, types, constants | {"HAS_BIAS": False}, config)
+    _stays_within(compiled, config)
+    loop, fours = compiled.loop(), constants["ROWS"] * constants["PIECES"] * 2 / LANES
+    assert sum(loop.values()) / fours <= budget
+    assert loop["LDG.E.128"] == (constants["ROWS"] + tokens) * constants["PIECES"] / LANES
+
+
+def test_the_dense_kernel_is_no_straw_man() -> None:
+    """It reads as ours do, with fewer instructions than the limit of its 8 bytes for four weights."""
+    constants = {"OUTPUTS": 4096, "INPUTS": 4096, "TOKENS": 1, "BF16": True}
+    constants |= {"ROWS": dense_matvec.ROWS, "PAIRS": dense_matvec.PAIRS}
+    types = {"out": "*bf16", "x": "*i32", "weight": "*i32"}
+    config = Config({}, 1)
+    compiled = compile_kernel(dense_matvec.matvec_kernel, types, constants, config)
+    _stays_within(compiled, config)
+    loop, fours = compiled.loop(), dense_matvec.ROWS * dense_matvec.PAIRS / 2 / LANES
+    assert compiled.conversions() == 0
+    assert sum(loop.values()) / fours <= 15
+    assert starting(loop, "LDG") == loop["LDG.E.128"]

@@ -1,0 +1,116 @@
+"""The 2:4 operations as torch sees them, and on a GPU where there is one."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+
+from crepe.errors import CrepeError
+from crepe.kernels.operations.sp24_linear import OPERATION, sp24_linear
+from crepe.kernels.operations.sp24_unpack import sp24_unpack
+from crepe.kernels.reference import sp24
+from gpu import needs_gpu, replayed
+from sparse_weights import assert_close, exact, poisoned, sp24_weight, weight_of
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_torch_may_trust_the_custom_ops(dtype: torch.dtype) -> None:
+    values, meta = sp24_weight(3, 64, dtype)
+    x, bias = weight_of(2, 64, dtype), weight_of(1, 3, dtype)[0]
+    for arguments in [(x, values, meta, None), (x.reshape(1, 2, 64), values, meta, bias)]:
+        torch.library.opcheck(torch.ops.crepe.sp24_linear, arguments)
+    torch.library.opcheck(torch.ops.crepe.sp24_unpack, (values, meta))
+
+
+def test_without_a_gpu_the_reference_runs_and_names_are_refused() -> None:
+    values, meta = sp24_weight(3, 128, torch.bfloat16)
+    x = weight_of(8, 128, torch.bfloat16)
+    assert torch.equal(sp24_linear(x, values, meta), sp24.linear(x, values, meta, None))
+    assert torch.equal(sp24_unpack(values, meta), sp24.unpack(values, meta))
+    assert OPERATION.choose(x, values, meta, None).name == "torch"
+    with pytest.raises(CrepeError, match=r"'matvec': x has 8 tokens: it takes 1 to 3"):
+        OPERATION.run(x, values, meta, None, backend="matvec")
+    for name in ("matmul", "semi_structured", "unpack"):
+        with pytest.raises(CrepeError, match=f"'{name}': it needs a GPU and the"):
+            OPERATION.run(x, values, meta, None, backend=name)
+
+
+def test_no_tokens_make_no_outputs() -> None:
+    values, meta = sp24_weight(3, 128, torch.bfloat16)
+    assert sp24_linear(torch.zeros(2, 0, 128, dtype=torch.bfloat16), values, meta).shape == (2, 0, 3)
+
+
+def test_a_compiled_layer_is_one_graph() -> None:
+    values, meta = sp24_weight(3, 64, torch.float32)
+    layer = torch.compile(lambda x: torch.ops.crepe.sp24_linear(x, values, meta) + 1, backend="eager", fullgraph=True)
+    for tokens in (1, 5):
+        x = weight_of(tokens, 64, torch.float32)
+        assert torch.equal(layer(x), sp24.linear(x, values, meta, None) + 1)
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("backend", "tokens"),
+    [
+        ("matvec", (1, 2, 3)),
+        ("matmul", (1, 4, 16, 17, 33, 96, 130)),
+        ("unpack", (1, 97, 1024)),
+        ("torch", (1, 5)),
+    ],
+)
+def test_gpu_products(backend: str, tokens: tuple[int, ...], dtype: torch.dtype) -> None:
+    # cuBLAS may add partial sums of the output's dtype.
+    slack = 0.0 if backend in ("matvec", "matmul") else 2.0**-6
+    for outputs, inputs in [(512, 2048), (1000, 3584), (4096, 4096), (2050, 11008), (9000, 1536)]:
+        values, meta = (tensor.cuda() for tensor in sp24_weight(outputs, inputs, dtype))
+        weight, bias = sp24.unpack(values, meta), weight_of(1, outputs, dtype, 3)[0].cuda()
+        for number, some_bias in product(tokens, (None, bias)):
+            x = weight_of(number, inputs, dtype, 2).cuda()
+            with poisoned():
+                found = OPERATION.run(x, values, meta, some_bias, backend=backend)
+            assert_close(found, exact(x, weight, some_bias), slack)
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gpu_unpack_is_exact(dtype: torch.dtype) -> None:
+    for outputs, inputs in [(5, 128), (512, 2048), (1000, 3584), (300, 11008)]:
+        values, meta = sp24_weight(outputs, inputs, dtype)
+        with poisoned():
+            found = sp24_unpack(values.cuda(), meta.cuda())
+        assert torch.equal(found.cpu().view(torch.int16), sp24.unpack(values, meta).view(torch.int16))
+
+
+@needs_gpu
+def test_gpu_semi_structured() -> None:
+    values, meta = (tensor.cuda() for tensor in sp24_weight(256, 512, torch.bfloat16))
+    x, bias = weight_of(1024, 512, torch.bfloat16, 2).cuda(), weight_of(1, 256, torch.bfloat16, 3)[0].cuda()
+    reason = OPERATION.backends[2].obstacle(x, values, meta, bias)
+    if reason:
+        pytest.skip(reason)
+    found = OPERATION.run(x, values, meta, bias, backend="semi_structured")
+    assert_close(found, exact(x, sp24.unpack(values, meta), bias), 2.0**-6)
+
+
+@needs_gpu
+def test_gpu_choices() -> None:
+    values, meta = (tensor.cuda() for tensor in sp24_weight(64, 256, torch.bfloat16))
+    for tokens, expected in [(1, "matvec"), (3, "matvec"), (4, "matmul"), (96, "matmul"), (97, "unpack")]:
+        x = torch.zeros(tokens, 256, dtype=torch.bfloat16, device="cuda")
+        assert OPERATION.choose(x, values, meta, None).name == expected
+    with pytest.raises(CrepeError, match="on cpu and cuda"):
+        OPERATION.run(x[:2].cpu(), values, meta, None, backend="matvec")
+
+
+@needs_gpu
+@pytest.mark.parametrize("tokens", [1, 3, 8, 200])
+def test_gpu_graphs_and_compiled_layers(tokens: int) -> None:
+    values, meta = (tensor.cuda() for tensor in sp24_weight(512, 2048, torch.bfloat16))
+    x, other = (weight_of(tokens, 2048, torch.bfloat16, seed).cuda() for seed in (2, 3))
+    expected = sp24_linear(other, values, meta)
+    assert torch.equal(replayed(lambda inputs: sp24_linear(inputs, values, meta), x, other), expected)
+    compiled = torch.compile(lambda inputs: torch.ops.crepe.sp24_linear(inputs, values, meta), fullgraph=True)
+    assert torch.equal(compiled(other), expected)
