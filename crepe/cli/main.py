@@ -9,10 +9,10 @@ import sys
 from collections.abc import Sequence
 
 from crepe import __version__
-from crepe.cli import evaluate, prune, push, report, search
+from crepe.cli import bench, evaluate, prune, push, report, search
 from crepe.errors import CrepeError
 
-_VERBS = (prune, search, evaluate, report, push)
+_VERBS = (prune, search, evaluate, bench, report, push)
 
 
 def build_parser() -> argparse.ArgumentParser:

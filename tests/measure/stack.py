@@ -43,9 +43,9 @@ MASKS: dict[str, dict[str, Any]] = {
 ALLOCATIONS = ("owl", "alpha", "error")
 REFINED = ("dsnot", "swaps", "optimal", "cg", "sparsegpt", "admm", "refit")
 GROUPED = ("permute", "fold")
-FLOAT = {"sparsegpt, float32": {"refine": "sparsegpt", "dtype": "float32"}}  # as the peer runs
+FLOAT = {"sparsegpt in float32": {"refine": "sparsegpt", "dtype": "float32"}}  # as the peer runs
 RECIPES = ("fast", "balanced", "best")
-PEERS = {"float32": "llm-compressor sparsegpt", "bfloat16": "llm-compressor sparsegpt, bfloat16"}
+PEERS = {"float32": "llm-compressor sparsegpt", "bfloat16": "llm-compressor sparsegpt in bfloat16"}
 
 
 def cases() -> dict[str, dict[str, Any]]:

@@ -1,0 +1,135 @@
+"""`crepe bench M`: tokens per second, memory and file size of a model, beside its dense form in the same run."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from crepe.errors import UsageError
+from crepe.eval.generation import Generation
+from crepe.eval.timing import Timing, ratio, side_by_side
+from crepe.pipeline.progress import bar
+
+BATCHES = (1, 4, 16)
+
+
+def bench(
+    model: str,
+    *,
+    reference: str | None = None,
+    batch: Sequence[int] = BATCHES,
+    prompt: int = 512,
+    new_tokens: int = 32,
+    rounds: int = 5,
+    dtype: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
+    """Measure `model`, and `reference` (its dense form, say) in turn with it.
+
+    Args:
+        batch: prompts at once, each measured alone. prompt: tokens of a prompt (random ones; speed does not depend on
+            which). new_tokens: tokens decoded after it. rounds: measurements of each, after one that does not count.
+
+    Returns:
+        `machine`, `models` (sizes in bytes by name), `runs` (tokens per second: median, low, high), `ratios` (how many
+        times faster than the reference) and `not_measured` (what this machine cannot show, with the reason).
+
+    Raises:
+        CrepeError: a model that cannot be read. UsageError: numbers under 1.
+    """
+    from crepe.checkpoint.read import load
+    from crepe.models.load import parse_device, require_length
+
+    if min([prompt, new_tokens, rounds, *batch], default=0) < 1:
+        raise UsageError(
+            f"batch {list(batch)}, prompt {prompt}, new tokens {new_tokens}, rounds {rounds}: each at least 1"
+        )
+    place = parse_device(device)
+    names = {"model": model} | ({"reference": reference} if reference else {})
+    options = {"dtype": dtype, "device": str(place), "trust_remote_code": trust_remote_code}
+    opened = {role: load(name, **options)[0] for role, name in names.items()}
+    for one in opened.values():
+        require_length(one.config, prompt + new_tokens + 1)
+    runs, ratios, notes = _runs(opened, batch, prompt, new_tokens, rounds, place)
+    return {
+        "machine": machine(place),
+        "models": {role: {"name": names[role], **sizes(names[role], opened[role])} for role in names},
+        "prompt": prompt,
+        "new_tokens": new_tokens,
+        "rounds": rounds,
+        "runs": runs,
+        "ratios": ratios,
+        "not_measured": notes,
+    }
+
+
+def _runs(
+    opened: dict[str, Any], batch: Sequence[int], prompt: int, steps: int, rounds: int, place: torch.device
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[str]]:
+    runs: list[dict[str, Any]] = []
+    ratios: list[dict[str, Any]] = []
+    notes: dict[str, None] = {}
+    with bar("measuring", len(batch)) as advance:
+        for size in batch:
+            made = {role: _generation(one, size, prompt, steps, place) for role, one in opened.items()}
+            for role, one in made.items():
+                if not one.record():
+                    notes[f"CUDA graphs of {role}: {one.graph_refused}"] = None
+            reading = {role: one.prefill for role, one in made.items()}
+            prefill = side_by_side(reading, rounds, place)
+            decode = side_by_side({role: one.decode for role, one in made.items()}, rounds, place, before=reading)
+            for what, found, tokens in (("prefill", prefill, prompt), ("decode", decode, steps)):
+                runs += [_run(what, size, role, timing, size * tokens, place) for role, timing in found.items()]
+                if len(found) == 2:
+                    times = ratio(found["reference"], found["model"])
+                    ratios.append({"what": what, "batch": size, "times_faster": times})
+            advance()
+    return runs, ratios, list(notes)
+
+
+def _generation(model: Any, batch: int, prompt: int, steps: int, place: torch.device) -> Generation:
+    vocabulary = model.get_input_embeddings().num_embeddings
+    tokens = torch.randint(vocabulary, (batch, prompt), generator=torch.Generator().manual_seed(0))
+    return Generation(model, tokens.to(place), steps)
+
+
+def _run(what: str, batch: int, role: str, timing: Timing, tokens: int, place: torch.device) -> dict[str, Any]:
+    found = {"what": what, "batch": batch, "model": role, "tokens_per_second": timing.rate(tokens)}
+    if place.type == "cuda":
+        found["peak_memory_bytes"] = torch.cuda.max_memory_allocated(place)
+    return found
+
+
+def sizes(name: str, model: Any) -> dict[str, int | None]:
+    """Bytes of the weight files (None where the model is no folder), and of parameters and buffers in memory."""
+    folder = Path(name)
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    tensors = {t.data_ptr(): t for t in [*model.parameters(), *model.buffers()]}
+    return {
+        "file_bytes": sum(file.stat().st_size for file in files) if files else None,
+        "memory_bytes": sum(t.numel() * t.element_size() for t in tensors.values()),
+    }
+
+
+def machine(place: torch.device) -> dict[str, Any]:
+    """What was measured on: device, threads, versions."""
+    import transformers
+
+    found: dict[str, Any] = {
+        "device": torch.cuda.get_device_name(place) if place.type == "cuda" else f"{place.type} ({platform.machine()})",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
+    if place.type == "cuda":
+        import triton
+
+        found |= {"triton": triton.__version__, "cuda": torch.version.cuda}
+        found["cusparselt"] = torch.backends.cusparselt.version()
+    return found

@@ -1,0 +1,158 @@
+"""`crepe bench --kernels`: every operation over the shapes of real models, beside dense products and the floor."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterator, Sequence
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from crepe.eval.bench import machine
+from crepe.pipeline.progress import bar
+
+if TYPE_CHECKING:
+    from crepe.kernels.bench.base import Case, Way
+
+DTYPE = torch.bfloat16
+# Copies of the operands that are walked through, so that none is found in the L2 cache.
+_L2_TIMES = 3
+_MOST_COPIES = 64
+_REPLAYS = 20
+
+
+def bench_kernels(only: Sequence[str] = ("*",), device: str = "auto") -> dict[str, Any]:
+    """Time every case whose "operation label tokens" matches one of the globs in `only`.
+
+    Times are medians of CUDA graph replays over copies that together exceed the L2 cache. The floor of a way is the
+    longer of its bytes at the bandwidth, and its operations at the rate, that this device reached in the same run.
+
+    Returns:
+        `machine` (with bandwidth and rate), `cases` (microseconds of each way, its floor, and times faster than each
+        baseline) and `not_measured` (what could not run, with the reason). Without a GPU nothing is timed.
+    """
+    from crepe.models.load import parse_device
+
+    place = parse_device(device)
+    chosen = [case for case in _cases() if any(fnmatch.fnmatch(_title(case), glob) for glob in only)]
+    if place.type != "cuda":
+        reason = f"{len(chosen)} cases: kernels are timed on a GPU, and this is {place.type}"
+        return {"machine": machine(place), "cases": [], "not_measured": [reason]}
+    limits = {"bytes_per_second": bandwidth(place), "flops_per_second": arithmetic(place)}
+    measured = []
+    with bar("measuring", len(chosen)) as advance:
+        for case in chosen:
+            measured.append(measure(case, place, limits))
+            advance()
+    return {"machine": machine(place) | limits, "cases": measured, "not_measured": list(_refused(chosen, measured))}
+
+
+def _refused(cases: Sequence[Case], measured: Sequence[dict[str, Any]]) -> Iterator[str]:
+    for case, found in zip(cases, measured, strict=True):
+        for way, why in found["refused"].items():
+            yield f"{_title(case)}: {way}, {why}"
+
+
+def _cases() -> Iterator[Case]:
+    from crepe.kernels.bench.base import BENCHES
+
+    for name in BENCHES.names():
+        yield from BENCHES.get(name)()
+
+
+def _title(case: Case) -> str:
+    return f"{case.operation} {case.label} {case.shape[0]}"
+
+
+def measure(case: Case, place: torch.device, limits: dict[str, float]) -> dict[str, Any]:
+    """Microseconds of every way to compute one case."""
+    ways: dict[str, Any] = {}
+    refused: dict[str, str] = {}
+    for way in case.ways:
+        operands = way.make(place, DTYPE, 0)
+        reason = way.obstacle(*operands)
+        if reason:
+            refused[way.name] = reason
+            continue
+        del operands
+        seconds = _graph_seconds(way, place)
+        ways[way.name] = {"us": 1e6 * seconds, "floor_us": 1e6 * floor(way, limits), "baseline": way.baseline}
+    return {
+        "operation": case.operation,
+        "label": case.label,
+        "shape": list(case.shape),
+        "ways": ways,
+        "refused": refused,
+        "times_faster": faster(ways),
+    }
+
+
+def floor(way: Way, limits: dict[str, float]) -> float:
+    """Seconds that no implementation of this way can beat on a device with these limits."""
+    return max(way.bytes / limits["bytes_per_second"], way.flops / limits["flops_per_second"])
+
+
+def faster(ways: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Way -> baseline -> how many times faster the way is."""
+    baselines = {name: found for name, found in ways.items() if found["baseline"]}
+    return {
+        name: {other: found["us"] and base["us"] / found["us"] for other, base in baselines.items()}
+        for name, found in ways.items()
+        if not found["baseline"]
+    }
+
+
+def copies(bytes_each: int, cache: int) -> int:
+    """How many copies of the operands exceed the cache several times over."""
+    return max(2, min(_MOST_COPIES, -(-_L2_TIMES * cache // max(bytes_each, 1))))
+
+
+def _graph_seconds(way: Way, place: torch.device) -> float:
+    count = copies(way.bytes, torch.cuda.get_device_properties(place).L2_cache_size)
+    operands = [way.make(place, DTYPE, seed) for seed in range(count)]
+
+    def run_all() -> None:
+        for one in operands:
+            way.run(*one)
+
+    return _replayed(run_all) / count
+
+
+def _replayed(run: Callable[[], None]) -> float:
+    """Median seconds of a replay of `run` recorded as a CUDA graph."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        run()
+        run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    graph.replay()
+    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(_REPLAYS)]
+    for start, end in events:
+        start.record()
+        graph.replay()
+        end.record()
+    torch.cuda.synchronize()
+    return median(start.elapsed_time(end) for start, end in events) / 1e3
+
+
+def bandwidth(place: torch.device) -> float:
+    """Bytes per second of a copy of 1 GiB, read and written."""
+    source = torch.zeros(1 << 30, dtype=torch.uint8, device=place)
+    target = torch.empty_like(source)
+    return 2 * source.numel() / _replayed(lambda: _discard(target.copy_(source)))
+
+
+def arithmetic(place: torch.device) -> float:
+    """Floating-point operations per second of a dense product of 8192 cubed."""
+    side = 8192
+    left, right = (torch.randn(side, side, dtype=DTYPE, device=place) for _ in range(2))
+    return 2 * side**3 / _replayed(lambda: _discard(left @ right))
+
+
+def _discard(result: object) -> None:
+    pass

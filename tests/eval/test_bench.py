@@ -1,0 +1,90 @@
+"""`crepe bench`: what is timed is what `generate` computes; both models in turn; sizes as they are on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import fails
+from crepe.cli.main import main
+from crepe.eval.bench import bench
+from crepe.eval.generation import Generation
+from crepe.eval.timing import Timing, ratio, side_by_side
+from families import tiny_model
+
+SMALL = {"batch": [1, 2], "prompt": 8, "new_tokens": 3, "rounds": 2}
+
+
+def test_prefill_and_decode_make_the_tokens_of_generate() -> None:
+    model = tiny_model("llama")
+    prompt = torch.randint(3, 128, (2, 9), generator=torch.Generator().manual_seed(0))
+    generation = Generation(model, prompt, 4)
+    expected = model.generate(prompt, max_new_tokens=5, min_new_tokens=5, do_sample=False, pad_token_id=0)
+    for _ in range(2):  # the second time as the first
+        generation.prefill()
+        made = [generation.token.clone()]
+        generation.steps = 1
+        for _ in range(4):
+            generation.decode()
+            made.append(generation.token.clone())
+        assert torch.equal(torch.cat(made, 1), expected[:, 9:])
+
+
+def test_contestants_take_turns() -> None:
+    order: list[str] = []
+    found = side_by_side({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3, torch.device("cpu"))
+    assert order == ["a", "b"] * 4 and len(found["a"].seconds) == 3
+
+
+def test_rates_and_ratios() -> None:
+    timing = Timing((1.0, 4.0, 2.0))
+    assert timing.rate(8) == {"median": 4.0, "low": 2.0, "high": 8.0}
+    assert ratio(timing, Timing((0.5, 1.0, 1.0))) == 2.0
+
+
+def test_both_models_are_measured(tiny_folder: Callable[..., str]) -> None:
+    folder = tiny_folder()
+    result = bench(folder, reference=folder, **SMALL)
+    assert {(run["what"], run["batch"], run["model"]) for run in result["runs"]} == {
+        (what, batch, role) for what in ("prefill", "decode") for batch in (1, 2) for role in ("model", "reference")
+    }
+    assert all(0 < run["tokens_per_second"]["low"] <= run["tokens_per_second"]["high"] for run in result["runs"])
+    assert {(found["what"], found["batch"]) for found in result["ratios"]} == {
+        (what, batch) for what in ("prefill", "decode") for batch in (1, 2)
+    }
+    size = (Path(folder) / "model.safetensors").stat().st_size
+    assert result["models"]["model"]["file_bytes"] == size
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_what_it_cannot_measure(tiny_folder: Callable[..., str]) -> None:
+    assert bench(tiny_folder(), **SMALL)["not_measured"] == ["CUDA graphs of model: no CUDA device"]
+
+
+def test_command_line(tiny_folder: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tiny_folder()
+    small = ["--batch", "1", "--prompt", "8", "--new-tokens", "2", "--rounds", "1"]
+    assert main(["bench", folder, *small, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["models"]["model"]["name"] == folder
+    assert main(["bench", folder, *small]) == 0
+    assert "tokens per second" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ([], 2, "nothing to measure"),
+        (["FOLDER", "--rounds", "0"], 2, "each at least 1"),
+        (["FOLDER", "--prompt", "100000"], 1, "more than the"),
+        (["nowhere/at/all"], 1, "no folder"),
+    ],
+)
+def test_wrong_words(
+    arguments: list[str], code: int, message: str, tiny_folder: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny_folder()
+    assert message in fails(capsys, code, "bench", *(folder if part == "FOLDER" else part for part in arguments))
