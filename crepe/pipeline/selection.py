@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from crepe.criteria import Coefficients, Criterion, Factors, factors
+from crepe.criteria import Coefficients, Criterion, factors
 from crepe.masks import NofM, Pattern, Unstructured, kept_count
 from crepe.masks.pattern import Compare
 

@@ -6,14 +6,15 @@ import torch
 from torch import Tensor
 
 from crepe.kernels.dispatch import OPERATIONS, Backend, Operation, always
-from crepe.kernels.operations.scored import weight_obstacle
+from crepe.kernels.operations.scored import device_of, weight_obstacle
 from crepe.kernels.reference import sums
 
 
 def _triton(weight: Tensor) -> tuple[Tensor, Tensor]:
     from crepe.kernels.triton.sums import absolute_sums as run
 
-    return run(weight)
+    with device_of(weight):
+        return run(weight)
 
 
 OPERATION = OPERATIONS.add(

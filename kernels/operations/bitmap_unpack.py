@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from crepe.kernels.dispatch import OPERATIONS, Backend, Operation, always, triton_obstacle
-from crepe.kernels.operations.scored import DTYPES
+from crepe.kernels.operations.scored import DTYPES, device_of
 from crepe.kernels.reference import bitmap
 
 
@@ -24,7 +24,8 @@ def _obstacle(values: Tensor, bits: Tensor, shape: list[int]) -> str | None:
 def _triton(values: Tensor, bits: Tensor, shape: list[int]) -> Tensor:
     from crepe.kernels.triton.bitmap import unpack
 
-    return unpack(values, bits, tuple(shape))
+    with device_of(values):
+        return unpack(values, bits, tuple(shape))
 
 
 def _torch(values: Tensor, bits: Tensor, shape: list[int]) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from crepe.kernels.dispatch import OPERATIONS, Backend, Operation, always
-from crepe.kernels.operations.scored import weight_obstacle
+from crepe.kernels.operations.scored import device_of, weight_obstacle
 from crepe.kernels.reference import sums
 
 # Largest window: every entry is a load of its own, and the loop over them is unrolled.
@@ -23,7 +23,8 @@ def _obstacle(weight: Tensor, kernel: int) -> str | None:
 def _triton(weight: Tensor, kernel: int) -> Tensor:
     from crepe.kernels.triton.box_mean import box_mean as run
 
-    return run(weight, kernel)
+    with device_of(weight):
+        return run(weight, kernel)
 
 
 OPERATION = OPERATIONS.add(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from crepe.kernels.dispatch import OPERATIONS, Backend, Operation, always
-from crepe.kernels.operations.scored import score_obstacle
+from crepe.kernels.operations.scored import device_of, score_obstacle
 from crepe.kernels.reference import selection, sp24
 
 
@@ -17,7 +17,8 @@ def _obstacle(values: Tensor, norm: Tensor | None, row: Tensor | None, column: T
 def _triton(values: Tensor, norm: Tensor | None, row: Tensor | None, column: Tensor | None) -> tuple[Tensor, Tensor]:
     from crepe.kernels.triton.prune_pack import prune_pack as run
 
-    return run(values, norm, row, column)
+    with device_of(values):
+        return run(values, norm, row, column)
 
 
 OPERATION = OPERATIONS.add(

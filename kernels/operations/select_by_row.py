@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from crepe.kernels.dispatch import OPERATIONS, Backend, Operation, always
-from crepe.kernels.operations.scored import score_obstacle
+from crepe.kernels.operations.scored import device_of, score_obstacle
 from crepe.kernels.reference import selection
 
 # Longest row that one program holds in registers: 1024 threads with 32 keys each.
@@ -23,7 +23,8 @@ def _obstacle(values: Tensor, keep: int, norm: Tensor | None, row: Tensor | None
 def _triton(values: Tensor, keep: int, norm: Tensor | None, row: Tensor | None, column: Tensor | None) -> Tensor:
     from crepe.kernels.triton.row_threshold import select_by_row as run
 
-    return run(values, keep, norm, row, column)
+    with device_of(values):
+        return run(values, keep, norm, row, column)
 
 
 OPERATION = OPERATIONS.add(

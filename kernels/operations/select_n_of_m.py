@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from crepe.kernels.dispatch import OPERATIONS, Backend, Operation, always
-from crepe.kernels.operations.scored import score_obstacle
+from crepe.kernels.operations.scored import device_of, score_obstacle
 from crepe.kernels.reference import selection
 
 WIDTHS = (4, 8)
@@ -26,7 +26,8 @@ def _obstacle(
 def _triton(values: Tensor, n: int, m: int, norm: Tensor | None, row: Tensor | None, column: Tensor | None) -> Tensor:
     from crepe.kernels.triton.n_of_m import select_n_of_m as run
 
-    return run(values, n, m, norm, row, column)
+    with device_of(values):
+        return run(values, n, m, norm, row, column)
 
 
 OPERATION = OPERATIONS.add(

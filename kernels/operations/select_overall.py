@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from crepe.kernels.dispatch import OPERATIONS, Backend, Operation, always
-from crepe.kernels.operations.scored import score_obstacle
+from crepe.kernels.operations.scored import device_of, score_obstacle
 from crepe.kernels.reference import selection
 
 
@@ -17,7 +17,8 @@ def _obstacle(values: Tensor, keep: int, norm: Tensor | None, row: Tensor | None
 def _triton(values: Tensor, keep: int, norm: Tensor | None, row: Tensor | None, column: Tensor | None) -> Tensor:
     from crepe.kernels.triton.global_threshold import select_overall as run
 
-    return run(values, keep, norm, row, column)
+    with device_of(values):
+        return run(values, keep, norm, row, column)
 
 
 OPERATION = OPERATIONS.add(

@@ -23,13 +23,13 @@ def bits_kernel(kept, bits, counts, total, TILE: tl.constexpr):
 
 
 @triton.jit
-def pack_kernel(weight, kept, starts, values, total, TILE: tl.constexpr):
+def pack_kernel(weight, kept, starts, values, total, count, TILE: tl.constexpr):
     places = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     flags = tl.load(kept + places, mask=places < total, other=0).to(tl.int32)
     # The addition turns -0.0 into 0.0.
     value = tl.load(weight + places, mask=places < total, other=0.0).to(tl.float32) + 0.0
     target = tl.load(starts + tl.program_id(0)) + tl.cumsum(flags, 0) - 1
-    tl.store(values + target, value.to(values.dtype.element_ty), mask=flags != 0)
+    tl.store(values + target, value.to(values.dtype.element_ty), mask=(flags != 0) & (target < count))
 
 
 @triton.jit
@@ -51,15 +51,15 @@ def unpack_kernel(values, bits, starts, weight, total, TILE: tl.constexpr):
     tl.store(weight + places, value, mask=places < total)
 
 
-def pack(weight: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-    """See `crepe.kernels.reference.bitmap.pack`. Waits for the device: the count decides the size of the values."""
+def pack(weight: Tensor, kept: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """See `crepe.kernels.reference.bitmap.pack`. count: how many are kept."""
     total, flags = weight.numel(), kept.view(torch.uint8)
     bits = weight.new_empty(triton.cdiv(total, 8), dtype=torch.uint8)
     counts = weight.new_empty(triton.cdiv(total, TILE), dtype=torch.int32)
     bits_kernel[(len(counts),)](flags, bits, counts, total, TILE=TILE, num_warps=WARPS)
-    ends = counts.cumsum(0)
-    values = weight.new_empty(int(ends[-1]) if len(ends) else 0)
-    pack_kernel[(len(counts),)](weight, flags, ends - counts, values, total, TILE=TILE, num_warps=WARPS)
+    values = weight.new_zeros(count)
+    starts = counts.cumsum(0) - counts
+    pack_kernel[(len(counts),)](weight, flags, starts, values, total, count, TILE=TILE, num_warps=WARPS)
     return values, bits
 
 

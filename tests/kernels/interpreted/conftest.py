@@ -1,0 +1,9 @@
+"""Tests that run kernels in Triton's interpreter. Triton reads the variable where a kernel is defined, so that they
+need a process of their own: `test_interpreted.py` one folder up starts it."""
+
+from __future__ import annotations
+
+import os
+
+if os.environ.get("TRITON_INTERPRET") != "1":
+    collect_ignore_glob = ["*"]
