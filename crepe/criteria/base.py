@@ -17,17 +17,35 @@ ScoreFunction = Callable[[Tensor, Mapping[str, Tensor], Coefficients], Tensor]
 
 
 @dataclass(frozen=True)
+class Factors:
+    """A score that separates: S_ij = |W_ij| * (row_i + column_j) * norm_j, without the sum where it has none.
+
+    norm, column: (in,); row: (out,), all float32 and not negative. Multiplied in this order, with every step rounded to
+    float32, they give the bytes of the score: a kernel can score and select in one read of the weight.
+    """
+
+    norm: Tensor
+    row: Tensor | None = None
+    column: Tensor | None = None
+
+
+FactorFunction = Callable[[Tensor, Mapping[str, Tensor], Coefficients], Factors | None]
+
+
+@dataclass(frozen=True)
 class Criterion:
     """A score with what it needs.
 
     function: (weight (out, in) float32, statistics, coefficients) -> score (out, in) float32, higher = keep.
     needs: statistics that must be there; `norm` is (in,), the L2 norm of each input channel over all tokens.
     compare: the comparison group that the method's authors use for unstructured sparsity.
+    factors: takes the same as `function` and returns what that score separates into, None where it does not.
     """
 
     function: ScoreFunction
     needs: frozenset[str] = frozenset()
     compare: Compare = "tensor"
+    factors: FactorFunction = lambda weight, statistics, coefficients: None
 
 
 CRITERIA: Registry[Criterion] = Registry("method", "crepe.criteria")
@@ -41,11 +59,23 @@ def score(
     Raises:
         CrepeError: the weights or statistics hold NaN or infinite values; `name` says whose.
     """
+    return criterion.function(_checked(criterion, weight, statistics, name), statistics, coefficients)
+
+
+def factors(
+    criterion: Criterion, weight: Tensor, statistics: Mapping[str, Tensor], coefficients: Coefficients, name: str = ""
+) -> Factors | None:
+    """What the score of `weight` (out, in) separates into, None where it does not; raises as `score` does."""
+    return criterion.factors(_checked(criterion, weight, statistics, name), statistics, coefficients)
+
+
+def _checked(criterion: Criterion, weight: Tensor, statistics: Mapping[str, Tensor], name: str) -> Tensor:
+    """`weight` in float32, after a look for broken values in it and in what the criterion needs."""
     exact = weight.float()
     _require_finite(exact, "weights", name)
     for key in sorted(criterion.needs):
         _require_finite(statistics[key], f"activation statistics ({key})", name)
-    return criterion.function(exact, statistics, coefficients)
+    return exact
 
 
 def _require_finite(tensor: Tensor, what: str, name: str) -> None:

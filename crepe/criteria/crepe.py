@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from crepe.criteria.base import CRITERIA, Criterion
+from crepe.criteria.base import CRITERIA, Criterion, Factors
 from crepe.criteria.coefficients import Coefficients
 from crepe.criteria.neighbourhood import neighbourhood_term
-from crepe.criteria.ria import reciprocal
+from crepe.criteria.ria import shares
 
 
 def crepe_score(weight: Tensor, norm: Tensor, coefficients: Coefficients) -> Tensor:
@@ -20,10 +20,7 @@ def crepe_score(weight: Tensor, norm: Tensor, coefficients: Coefficients) -> Ten
     weight: (out, in); norm: (in,). Returns (out, in).
     """
     size = weight.abs()
-    out, inputs = size.shape
-    common = 2 * out * inputs / (out + inputs)
-    row = reciprocal(size.sum(1, keepdim=True)).mul_(coefficients.row * common)
-    column = reciprocal(size.sum(0, keepdim=True)).mul_(coefficients.column * common)
+    row, column = weighted_shares(size, coefficients)
     importance = (row + column).mul_(size)
     if coefficients.neighbourhood:
         term = neighbourhood_term(size, coefficients.form, coefficients.kernel)
@@ -31,10 +28,27 @@ def crepe_score(weight: Tensor, norm: Tensor, coefficients: Coefficients) -> Ten
     return importance.mul_(norm.pow(coefficients.activation))
 
 
+def crepe_factors(weight: Tensor, norm: Tensor, coefficients: Coefficients) -> Factors | None:
+    """What `crepe_score` separates into, None with a neighbourhood term."""
+    if coefficients.neighbourhood:
+        return None
+    row, column = weighted_shares(weight.abs(), coefficients)
+    return Factors(norm.pow(coefficients.activation), row.flatten(), column.flatten())
+
+
+def weighted_shares(size: Tensor, coefficients: Coefficients) -> tuple[Tensor, Tensor]:
+    """n r / sum_j |W_ij| (out, 1) and n c / sum_i |W_ij| (1, in) of |W| = `size` (out, in)."""
+    out, inputs = size.shape
+    common = 2 * out * inputs / (out + inputs)
+    row, column = shares(size)
+    return row.mul_(coefficients.row * common), column.mul_(coefficients.column * common)
+
+
 CRITERIA.add(
     "crepe",
     Criterion(
         lambda weight, statistics, coefficients: crepe_score(weight, statistics["norm"], coefficients),
         needs=frozenset({"norm"}),
+        factors=lambda weight, statistics, coefficients: crepe_factors(weight, statistics["norm"], coefficients),
     ),
 )

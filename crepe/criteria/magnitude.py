@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from crepe.criteria.base import CRITERIA, Criterion
+from crepe.criteria.base import CRITERIA, Criterion, Factors
 
 
 def magnitude_score(weight: Tensor) -> Tensor:
@@ -12,4 +12,10 @@ def magnitude_score(weight: Tensor) -> Tensor:
     return weight.abs()
 
 
-CRITERIA.add("magnitude", Criterion(lambda weight, statistics, coefficients: magnitude_score(weight)))
+CRITERIA.add(
+    "magnitude",
+    Criterion(
+        lambda weight, statistics, coefficients: magnitude_score(weight),
+        factors=lambda weight, statistics, coefficients: Factors(weight.new_ones(weight.shape[1])),
+    ),
+)

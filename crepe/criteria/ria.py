@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from crepe.criteria.base import CRITERIA, Criterion
+from crepe.criteria.base import CRITERIA, Criterion, Factors
 
 EXPONENT = 0.5
 
@@ -15,8 +15,19 @@ def ria_score(weight: Tensor, norm: Tensor, exponent: float = EXPONENT) -> Tenso
     weight: (out, in); norm: (in,). A row or column of zeros scores zero.
     """
     size = weight.abs()
-    share = reciprocal(size.sum(1, keepdim=True)) + reciprocal(size.sum(0, keepdim=True))
-    return size.mul_(share).mul_(norm.pow(exponent))
+    row, column = shares(size)
+    return size.mul_(row + column).mul_(norm.pow(exponent))
+
+
+def ria_factors(weight: Tensor, norm: Tensor, exponent: float = EXPONENT) -> Factors:
+    """What `ria_score` separates into."""
+    row, column = shares(weight.abs())
+    return Factors(norm.pow(exponent), row.flatten(), column.flatten())
+
+
+def shares(size: Tensor) -> tuple[Tensor, Tensor]:
+    """1 / sum_j |W_ij| (out, 1) and 1 / sum_i |W_ij| (1, in) of |W| = `size` (out, in)."""
+    return reciprocal(size.sum(1, keepdim=True)), reciprocal(size.sum(0, keepdim=True))
 
 
 def reciprocal(total: Tensor) -> Tensor:
@@ -27,6 +38,8 @@ def reciprocal(total: Tensor) -> Tensor:
 CRITERIA.add(
     "ria",
     Criterion(
-        lambda weight, statistics, coefficients: ria_score(weight, statistics["norm"]), needs=frozenset({"norm"})
+        lambda weight, statistics, coefficients: ria_score(weight, statistics["norm"]),
+        needs=frozenset({"norm"}),
+        factors=lambda weight, statistics, coefficients: ria_factors(weight, statistics["norm"]),
     ),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from crepe.criteria.base import CRITERIA, Criterion
+from crepe.criteria.base import CRITERIA, Criterion, Factors
 
 
 def wanda_score(weight: Tensor, norm: Tensor) -> Tensor:
@@ -18,5 +18,6 @@ CRITERIA.add(
         lambda weight, statistics, coefficients: wanda_score(weight, statistics["norm"]),
         needs=frozenset({"norm"}),
         compare="row",
+        factors=lambda weight, statistics, coefficients: Factors(statistics["norm"]),
     ),
 )

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from crepe.calibration.statistics import ChannelSums, fill_unseen_experts
 from crepe.criteria import score
-from crepe.masks import Mask, Matrix, apply_mask, output_error
+from crepe.masks import Mask, Matrix, Pattern, apply_mask, output_error
 from crepe.models.views import View
+from crepe.pipeline import selection
 from crepe.recipe import Choices
 from crepe.refine import Refinement
 
@@ -67,11 +68,11 @@ def matrices(
     views: list[View], statistics: dict[str, Statistics], sparsities: Mapping[str, float], choices: Choices
 ) -> Iterator[tuple[View, Matrix]]:
     """Every view with its mask selected, one at a time."""
-    compare: Any = "tensor" if choices.compare == "global" else choices.compare
+    compare = _compare(choices)
     for view, importance in scores(views, statistics, choices):
         sparsity = sparsities[view.name]
         pattern = choices.pattern.option_for(sparsity, importance)
-        kept = pattern.select(importance, sparsity, compare)
+        kept = selection.by_score(pattern, importance, sparsity, compare)
         dense = view.matrix().float()
         found = statistics[view.name]
         yield view, Matrix(dense, dense * kept, kept, importance, found, pattern, sparsity, compare)
@@ -94,19 +95,71 @@ def prune_views(
     statistics = statistics_of(views, sums)
     reports: dict[str, TensorReport] = {}
     masks: dict[str, Mask] = {}
-    for view, selected in matrices(views, statistics, sparsities, choices):
-        matrix, steps = refined(selected, choices)
-        order = None if matrix.order is None else matrix.order.cpu()
-        masks[view.name] = Mask(matrix.placed()[1].cpu(), matrix.pattern, order)
-        error = list(steps.values())[-1] if steps else norm_error(matrix)
-        zeros, total = _write_back(view, matrix), matrix.dense.numel()
+    for view in views:
+        found = _pruned(view, statistics, sparsities, choices)
+        order = None if found.order is None else found.order.cpu()
+        masks[view.name] = Mask(found.kept.cpu(), found.pattern, order)
+        zeros, total = _write_back(view, found), found.kept.numel()
         columns = "permuted mask" if order is not None else "folded" if view.name in folded else "in place"
-        tokens = sums[view.name].tokens
-        reports[view.name] = TensorReport(view.shape, str(matrix.pattern), zeros, total, error, tokens, steps, columns)
+        reports[view.name] = TensorReport(
+            view.shape, str(found.pattern), zeros, total, found.error, sums[view.name].tokens, found.steps, columns
+        )
         # A Gram matrix is as large as a weight matrix: it goes as soon as it is used.
         statistics[view.name].clear()
         sums[view.name].gram = None
     return reports, masks
+
+
+@dataclass(frozen=True)
+class _Pruned:
+    """What is written back: weight and kept are (out, in) as the model has them; the rest as in `TensorReport`."""
+
+    weight: Tensor
+    kept: Tensor
+    pattern: Pattern
+    error: float
+    steps: dict[str, float] = field(default_factory=dict)
+    order: Tensor | None = None
+
+
+def _pruned(
+    view: View, statistics: dict[str, Statistics], sparsities: Mapping[str, float], choices: Choices
+) -> _Pruned:
+    kept = None if _refinements(choices) else _selected_at_once(view, statistics, sparsities, choices)
+    if kept is not None:
+        dense = view.matrix().float()
+        error = norm_error(dense, dense * kept, statistics[view.name]["norm"])
+        return _Pruned(dense, kept, choices.pattern, error)
+    _, selected = next(matrices([view], statistics, sparsities, choices))
+    matrix, steps = refined(selected, choices)
+    error = list(steps.values())[-1] if steps else norm_error(matrix.dense, matrix.weight, matrix.statistics["norm"])
+    return _Pruned(*matrix.placed(), matrix.pattern, error, steps, matrix.order)
+
+
+def _selected_at_once(
+    view: View, statistics: dict[str, Statistics], sparsities: Mapping[str, float], choices: Choices
+) -> Tensor | None:
+    """The mask from a kernel that scores and selects together, None where there is none."""
+    coefficients = choices.coefficients.of(view.kind)
+    return selection.at_once(
+        choices.criterion,
+        choices.pattern,
+        view.matrix(),
+        statistics[view.name],
+        coefficients,
+        sparsities[view.name],
+        _compare(choices),
+        view.name,
+    )
+
+
+def _compare(choices: Choices) -> Any:
+    """The group within which the weights of one matrix compete."""
+    return "tensor" if choices.compare == "global" else choices.compare
+
+
+def _refinements(choices: Choices) -> dict[str, Refinement]:
+    return {name: found for name, found in choices.refinements.items() if isinstance(found, Refinement)}
 
 
 def refined(matrix: Matrix, choices: Choices) -> tuple[Matrix, dict[str, float]]:
@@ -114,7 +167,7 @@ def refined(matrix: Matrix, choices: Choices) -> tuple[Matrix, dict[str, float]]
 
     A step that makes the output error larger is not taken: the matrix stays as it was before it.
     """
-    wanted = {name: found for name, found in choices.refinements.items() if isinstance(found, Refinement)}
+    wanted = _refinements(choices)
     if not wanted or bool(matrix.kept.all()):
         return matrix, {}
     error = output_error(matrix.dense, matrix.weight, matrix.gram)
@@ -128,18 +181,16 @@ def refined(matrix: Matrix, choices: Choices) -> tuple[Matrix, dict[str, float]]
     return matrix, steps
 
 
-def _write_back(view: View, matrix: Matrix) -> int:
+def _write_back(view: View, found: _Pruned) -> int:
     """Put the weights into the model, in its dtype; returns the zeros among them."""
-    weight, kept = matrix.placed()
-    pruned = apply_mask(weight.to(view.parameter.dtype), kept)
+    pruned = apply_mask(found.weight.to(view.parameter.dtype), found.kept)
     view.matrix().copy_(pruned)
     return pruned.numel() - int(torch.count_nonzero(pruned))
 
 
-def norm_error(matrix: Matrix) -> float:
+def norm_error(dense: Tensor, weight: Tensor, norm: Tensor) -> float:
     """sum_ij ((W - W')_ij ||X_j||)^2 / sum_ij (W_ij ||X_j||)^2: the relative output error of a matrix, as far as
     the norms of its inputs tell it (inputs taken as uncorrelated)."""
-    norm = matrix.statistics["norm"]
-    whole = float((matrix.dense * norm).square_().sum())
-    lost = float(((matrix.dense - matrix.weight) * norm).square_().sum())
+    whole = float((dense * norm).square_().sum())
+    lost = float(((dense - weight) * norm).square_().sum())
     return lost / whole if whole else 0.0

@@ -1,0 +1,48 @@
+"""The best of every row, exactly: score and selection in one read of the weight."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from crepe.kernels.dispatch import OPERATIONS, Backend, Operation, always
+from crepe.kernels.operations.scored import device_of, score_obstacle
+from crepe.kernels.reference import selection
+
+# Longest row that one program holds in registers: 1024 threads with 32 keys each.
+LONGEST = 32768
+
+
+def _obstacle(values: Tensor, keep: int, norm: Tensor | None, row: Tensor | None, column: Tensor | None) -> str | None:
+    reason = score_obstacle(values, norm, row, column)
+    if not reason and values.shape[1] > LONGEST:
+        return f"its rows have {values.shape[1]} inputs and a program holds {LONGEST}"
+    return reason
+
+
+def _triton(values: Tensor, keep: int, norm: Tensor | None, row: Tensor | None, column: Tensor | None) -> Tensor:
+    from crepe.kernels.triton.row_threshold import select_by_row as run
+
+    with device_of(values):
+        return run(values, keep, norm, row, column)
+
+
+OPERATION = OPERATIONS.add(
+    "select_by_row",
+    Operation(
+        "select_by_row",
+        (Backend("triton", _triton, _obstacle), Backend("torch", selection.select_by_row, always)),
+    ),
+)
+
+
+@torch.library.custom_op("crepe::select_by_row", mutates_args=())
+def select_by_row(values: Tensor, keep: int, norm: Tensor | None, row: Tensor | None, column: Tensor | None) -> Tensor:
+    """See `crepe.kernels.reference.selection.select_by_row`."""
+    found: Tensor = OPERATION.run(values, keep, norm, row, column)
+    return found
+
+
+@select_by_row.register_fake
+def _fake(values: Tensor, keep: int, norm: Tensor | None, row: Tensor | None, column: Tensor | None) -> Tensor:
+    return torch.empty_like(values, dtype=torch.bool)
