@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 from crepe.errors import CrepeError, UsageError, unknown
 
 PIPELINES = ("one-pass", "sequential")
-FORMATS = ("dense", "packed")
+FORMATS = ("dense", "packed", "sliced")
+# Fields that only image models have.
+IMAGE_FIELDS = ("macs", "finetune", "optimizer", "learning_rate", "label_smoothing", "onnx")
 # Where a run puts its result and how it speaks; the result itself does not depend on these.
 _PLACE = ("output", "resume", "overwrite")
 
@@ -45,6 +48,13 @@ class Recipe:
     format: str = "dense"
     trust_remote_code: bool = False
     save_masks: bool = False
+    macs: float | None = None
+    round_to: int = 1
+    finetune: int = 0
+    optimizer: str = "sgd"
+    learning_rate: float = 0.01
+    label_smoothing: float = 0.1
+    onnx: bool = False
     resume: bool = False
     overwrite: bool = False
 
@@ -94,8 +104,10 @@ class Choices:
         return frozenset().union(*wanted)
 
 
-def build(given: dict[str, Any]) -> Recipe:
+def build(given: dict[str, Any], defaults: Mapping[str, Any] | None = None) -> Recipe:
     """Merge defaults, the YAML file named by `recipe`, and the given values.
+
+    defaults: what to put in place of the fields' own defaults, for models that need others.
 
     Raises:
         UsageError: unknown keys, wrong types, or values outside their range. CrepeError: an unreadable file.
@@ -103,7 +115,7 @@ def build(given: dict[str, Any]) -> Recipe:
     given = dict(given)
     named = given.pop("recipe", None)
     content = _read(named) if named else {}
-    merged = {**_for_pattern(content, given), **given}
+    merged = {**(defaults or {}), **_for_pattern(content, given), **given}
     _require_known(merged, named)
     recipe = replace(Recipe(), **{key: _typed(key, value) for key, value in merged.items()})
     _require_ranges(recipe)
@@ -117,6 +129,7 @@ def choose(recipe: Recipe) -> Choices:
     from crepe.masks import parse_pattern
     from crepe.refine import REFINEMENTS
 
+    _require_language(recipe)
     criterion = CRITERIA.get(recipe.method)
     pattern = parse_pattern(recipe.pattern)
     sparsity = _sparsity(recipe, pattern)
@@ -193,7 +206,7 @@ def _require_ranges(recipe: Recipe) -> None:
         raise UsageError(
             f"sparsity {recipe.sparsity} is outside 0..1: give the share of weights to remove, such as 0.5"
         )
-    for name in ("samples", "seqlen", "batch_size", "refit_steps"):
+    for name in ("samples", "seqlen", "batch_size", "refit_steps", "round_to"):
         if getattr(recipe, name) < 1:
             raise UsageError(f"{name} = {getattr(recipe, name)}: it must be at least 1")
     if recipe.seqlen < 2:
@@ -202,6 +215,17 @@ def _require_ranges(recipe: Recipe) -> None:
         _require_choice("pipeline", recipe.pipeline, PIPELINES)
     _require_choice("format", recipe.format, FORMATS)
     _require_comparable(recipe)
+
+
+def _require_language(recipe: Recipe) -> None:
+    """Raises UsageError for fields that a language model has no use for."""
+    for name in IMAGE_FIELDS:
+        if getattr(recipe, name) != getattr(Recipe, name):
+            raise UsageError(
+                f"{name} = {getattr(recipe, name)!r}: only for image models, and this is none; leave it out"
+            )
+    if recipe.format == "sliced":
+        raise UsageError("format = 'sliced': only for image models, whose channels are removed; leave it out")
 
 
 def _require_comparable(recipe: Recipe) -> None:

@@ -31,6 +31,7 @@ def evaluate(
     device: str = "auto",
     save: bool = False,
     trust_remote_code: bool = False,
+    **images: Any,
 ) -> dict[str, Any]:
     """Token perplexity (and with `reference` KL and top-1 agreement) on `data`, and lm-eval `tasks`.
 
@@ -38,11 +39,21 @@ def evaluate(
         data: `wikitext2` unless said, else as for calibration; `self` is text written by the reference (or the
             model itself) with another seed.
         seqlen: tokens per window. max_windows: only the first so many.
+        images: for image models `max_images`, `weights`, `reference_weights`, `latency`; see `crepe.eval.images`.
         save: write evaluation.json into the model's folder and make its card and report again.
 
     Raises:
         CrepeError: a model or text that cannot be read, a text shorter than a window. UsageError: wrong words.
     """
+    from crepe.models.kind import is_image_model
+
+    if is_image_model(model):
+        from crepe.eval.images import evaluate_images
+
+        text = {"tasks": tasks, "include_path": include_path, "max_windows": max_windows}
+        _refuse(text, "not for image models")
+        return evaluate_images(model, data=data, reference=reference, device=device, save=save, **images)
+    _refuse(images, "only for image models")
     from crepe.checkpoint.manifest import published, read_manifest
     from crepe.checkpoint.read import load
     from crepe.eval.tasks import check_tasks, run_tasks
@@ -65,6 +76,12 @@ def evaluate(
     if save:
         _save(Path(model), result)
     return result
+
+
+def _refuse(given: dict[str, Any], why: str) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise UsageError(f"{name} = {value!r}: {why}; leave it out")
 
 
 def _on_text(

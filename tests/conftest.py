@@ -9,11 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Subprocesses import the installed package, not the folder they are started in.
 os.environ.setdefault("PYTHONSAFEPATH", "1")
+
+# A busy machine is no failure.
+settings.register_profile("crepe", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("crepe")
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
 TEXT = " ".join(f"{word} {number}" for number in range(400) for word in ("the", "cat", "sat", "on", "a", "mat."))

@@ -7,16 +7,21 @@ from typing import Any
 
 
 def load(model: str, *, dtype: str = "auto", device: str = "cpu", trust_remote_code: bool = False) -> tuple[Any, Any]:
-    """(model, tokenizer) of an output folder, Hub id, .gguf file or alias.
+    """(model, tokenizer) of an output folder, Hub id, .gguf file or alias; (model, preprocessor) for an image model.
 
     Raises:
         CrepeError: no such model, or its files are broken.
     """
     from crepe.checkpoint.bitmask import is_bitmask, open_bitmask
     from crepe.models.gguf import reading_once
+    from crepe.models.kind import is_image_model
     from crepe.models.load import load_tokenizer, open_model, parse_device
     from crepe.models.resolve import announce, resolve
 
+    if is_image_model(str(model)):
+        from crepe.vision.load import load_image_model
+
+        return load_image_model(str(model), device=device)
     place = parse_device(device)
     source = resolve(str(model))
     announce(source)

@@ -15,9 +15,15 @@ def add_parser(verbs: Any) -> None:
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("model", metavar="M", help="output folder, Hub id, .gguf file or alias")
-    parser.add_argument("--data", metavar="SRC", help="wikitext2 (default), c4, self, a Hub data set or a text file")
+    parser.add_argument(
+        "--data", metavar="SRC", help="wikitext2 (default), c4, self, a Hub data set, a text file or images"
+    )
     parser.add_argument("--seqlen", type=int, metavar="L", help="tokens per window (default 2048)")
     parser.add_argument("--max-windows", type=int, metavar="N", help="only the first N windows")
+    parser.add_argument("--max-images", type=int, metavar="N", help="only N images, chosen by a fixed seed")
+    parser.add_argument("--weights", metavar="FILE", help="weights for an image architecture that an alias names")
+    parser.add_argument("--reference-weights", metavar="FILE", help="the same for --reference")
+    parser.add_argument("--latency", action="store_true", help="image models: time both networks on this machine")
     parser.add_argument("--reference", metavar="M", help="dense model to compare with: KL divergence, top-1 agreement")
     parser.add_argument("--tasks", type=_names, metavar="T,...", help="lm-eval tasks (pip install crepe-prune[eval])")
     parser.add_argument("--include-path", metavar="DIR", help="folder with lm-eval task files of your own")
@@ -40,6 +46,13 @@ def run(arguments: argparse.Namespace) -> None:
 
     given = {key: value for key, value in vars(arguments).items() if key not in ("run", "verb", "json")}
     result = evaluate(given.pop("model"), **given)
+    if "accuracy" in result:
+        from crepe.vision.card import measured
+
+        costs = [(key, "", f"{result[key]:,}") for key in ("parameters", "macs")]
+        lines = table([("", "dense", "model"), *measured(result), *costs])
+        emit("json" in arguments, result, lines)
+        return
     lines = table([("", "dense", "model"), *comparison(result)])
     if task_results(result):
         lines += ["", *table([("lm-eval", "model"), *task_results(result)])]

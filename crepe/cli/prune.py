@@ -28,7 +28,8 @@ _TEXT = [
     ),
     ("--device", "D", "auto (default), cpu, cuda, cuda:1, ..."),
     ("--dtype", "T", "auto (default: the checkpoint's), bfloat16, float16, float32"),
-    ("--format", "F", "dense (default: loads everywhere) or packed (smaller; needs crepe to load)"),
+    ("--format", "F", "dense (default: loads everywhere), packed (smaller; needs crepe) or sliced (smaller matrices)"),
+    ("--optimizer", "NAME", "of --finetune: sgd (default), adamw"),
 ]
 _NUMBERS = [
     ("--sparsity", float, "S", "share of weights to remove (default 0.5; N:M has its own)"),
@@ -37,8 +38,14 @@ _NUMBERS = [
     ("--refit-steps", int, "N", "steps of --refine refit on each block (default 96)"),
     ("--batch-size", int, "B", "rows per forward (default 8); halved where memory does not suffice"),
     ("--seed", int, "S", "seed of every choice (default 0)"),
+    ("--macs", float, "S", "image models: share of multiply-accumulates to keep, instead of --sparsity"),
+    ("--round-to", int, "N", "keep a multiple of N channels in every layer (default 1)"),
+    ("--finetune", int, "EPOCHS", "image models: train what is left on the images of --calibration"),
+    ("--learning-rate", float, "R", "of --finetune (default 0.01), falling along a cosine"),
+    ("--label-smoothing", float, "S", "of --finetune (default 0.1)"),
 ]
 _SWITCHES = [
+    ("--onnx", "image models: also write model.onnx, checked against onnxruntime"),
     ("--save-masks", "write masks.safetensors as well"),
     ("--trust-remote-code", "allow code from the model's repository"),
     ("--dry-run", "print blocks, tensors, memory, disk and time; touch nothing"),
@@ -82,6 +89,9 @@ def run(arguments: argparse.Namespace) -> None:
 def _show(result: Any, as_json: bool) -> None:
     from crepe.cli.output import emit, megabytes
 
+    if hasattr(result, "macs"):
+        emit(as_json, result.to_json(), _image_lines(result))
+        return
     lines = [
         f"{result.output}: {result.sparsity:.2%} of the weights in {len(result.tensors)} matrices are zero, "
         f"{len(result.skipped)} tensors stay dense",
@@ -89,6 +99,39 @@ def _show(result: Any, as_json: bool) -> None:
         f"{_size(result.packed)}; quality: crepe eval {result.output} --reference BASE_MODEL --save",
     ]
     emit(as_json, result.to_json(), [*lines, *(f"note: {note}" for note in result.notes)])
+
+
+def _image_lines(result: Any) -> list[str]:
+    parameters, macs = (f"{before:,} -> {after:,}" for before, after in (result.parameters, result.macs))
+    lines = [
+        f"{result.output}: {result.sparsity:.2%} of the weights in {len(result.tensors)} tensors are gone, "
+        f"{len(result.skipped)} tensors stay dense",
+        f"parameters {parameters}, multiply-accumulates per image {macs}",
+        *(
+            f"epoch {t['epoch']:.0f}: loss {t['loss']:.4f}, accuracy {t['accuracy']:.2%} on held-back images"
+            for t in result.training
+        ),
+        f"{result.seconds:.1f} s; accuracy and time: crepe eval {result.output} --data IMAGES --reference BASE_MODEL "
+        "--latency --save",
+    ]
+    return [*lines, *(f"note: {note}" for note in result.notes)]
+
+
+def _image_dry_run(given: dict[str, Any], as_json: bool) -> None:
+    from crepe.cli.output import emit
+    from crepe.vision.job import plan
+
+    found = plan(given)
+    lines = [
+        f"model: {found['source']}",
+        f"{len(found['layers'])} layers to cut, channels before and after:",
+        *(f"  {name}  {before} -> {after}" for name, (before, after) in found["layers"].items()),
+        f"{len(found['skipped'])} tensors stay dense:",
+        *(f"  {s['name']}  {' x '.join(map(str, s['shape']))}  ({s['reason']})" for s in found["skipped"]),
+        *(f"{key} {found[key]['dense']:,} -> {found[key]['pruned']:,}" for key in ("parameters", "macs")),
+        *(f"note: {note}" for note in found["notes"]),
+    ]
+    emit(as_json, found, lines)
 
 
 def _size(packed: dict[str, Any]) -> str:
@@ -106,11 +149,15 @@ def _size(packed: dict[str, Any]) -> str:
 
 def _dry_run(given: dict[str, Any], as_json: bool) -> None:
     from crepe.cli.output import emit, megabytes
+    from crepe.models.kind import is_image_model
     from crepe.pipeline.job import prepare
     from crepe.pipeline.plan import estimate
     from crepe.recipe import build, choose
 
     recipe = build(given)
+    if is_image_model(recipe.model, recipe.revision):
+        _image_dry_run(given, as_json)
+        return
     choices = choose(recipe)
     source, model, plan = prepare(recipe, choices)
     needs = estimate(

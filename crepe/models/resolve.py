@@ -55,6 +55,8 @@ def resolve(asked: str, revision: str | None = None, weights: bool = True) -> So
     if path.suffix == ".gguf":
         return _gguf_file(asked, path)
     table = aliases()
+    if "net" in table.get(asked, {}):
+        raise UsageError(f"{asked} is an image model: this command is for language models")
     if asked in table:
         return _alias(asked, table[asked], revision, weights)
     if asked.startswith((".", "/", "~")) or asked.count("/") > 1:
@@ -64,7 +66,7 @@ def resolve(asked: str, revision: str | None = None, weights: bool = True) -> So
     return _hub(asked, asked, revision, {}, weights)
 
 
-def announce(source: Source) -> None:
+def announce(source: Any) -> None:
     """Say on stderr which files a name stands for."""
     logging.getLogger("crepe").info("model: %s", source)
 

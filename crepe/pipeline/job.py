@@ -19,6 +19,7 @@ from crepe.checkpoint.packed import layouts_of, sizes_of
 from crepe.checkpoint.section import packed_section
 from crepe.checkpoint.write import assemble, combine_masks, publish
 from crepe.errors import CrepeError, UsageError
+from crepe.models.kind import is_image_model
 from crepe.models.resolve import Source
 from crepe.pipeline import distributed
 from crepe.pipeline.fingerprint import refuse_if_changed, run_fingerprint
@@ -58,25 +59,39 @@ class Result:
         return {key: getattr(self, key) for key in keys} | {"tensors": len(self.tensors)} | more
 
 
-def prune(model: Any = None, output: str | Path | None = None, *, tokenizer: Any = None, **fields: Any) -> Result:
+def prune(model: Any = None, output: str | Path | None = None, *, tokenizer: Any = None, **fields: Any) -> Any:
     """Prune a model: keyword arguments are the fields of `crepe.recipe.Recipe`.
 
     Args:
         model: a Hub id, folder, .gguf file or alias; or a transformers model in memory, which is pruned in place.
         output: the folder to write; may be left out for a model in memory.
         tokenizer: for a model in memory, whose calibration text has to become tokens.
+        example: for an image model in memory, pixel values (count, 3, height, width) that it takes.
+
+    Returns:
+        A `Result`, or for an image model a `crepe.vision.job.ImageResult`.
 
     Raises:
         CrepeError: one line that says what was wrong and what to do (UsageError for wrong words).
     """
     started = time.perf_counter()
     distributed.start()
+    example = fields.pop("example", None)
+    if example is not None and not isinstance(model, (str, Path)):
+        from crepe.vision.job import prune_image_object
+
+        return prune_image_object(model, example, {**fields, "output": output}, started)
     if model is not None and not isinstance(model, (str, Path)):
         return _prune_object(model, tokenizer, output, fields, started)
     given = {**fields, "output": str(output) if output else None}
     if model is not None:
         given["model"] = str(model)
-    recipe = build({key: value for key, value in given.items() if value is not None})
+    given = {key: value for key, value in given.items() if value is not None}
+    recipe = build(given)
+    if is_image_model(recipe.model, recipe.revision):
+        from crepe.vision.job import prune_image_model
+
+        return prune_image_model(given, started)
     if recipe.output is None:
         raise UsageError("no output: give --output with the folder to write")
     choices = choose(recipe)

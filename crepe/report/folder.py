@@ -20,6 +20,8 @@ def write_report(folder: Path) -> Path:
     manifest = read_manifest(folder)
     path = folder / "evaluation.json"
     evaluation = json.loads(path.read_text()) if path.is_file() else None
+    if manifest.get("kind") == "image-classification":
+        from crepe.vision.card import card, page
     (folder / "README.md").write_text(card(manifest, evaluation))
     (folder / "report.html").write_text(page(manifest, evaluation))
     return folder / "report.html"

@@ -1,0 +1,172 @@
+"""Labelled pictures by name: an image folder, a parquet file, or a Hub data set. Decoded one by one, when asked."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crepe.errors import CrepeError, UsageError
+from crepe.vision.preprocess import Preprocessor
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm")
+_LABELS = ("label", "labels", "fine_label")
+_IMAGES = ("image", "img")
+# Of a Hub data set, the split to calibrate and train on, and those to measure on, the first that exists.
+_SPLITS = {"calibration": ("train",), "evaluation": ("test", "validation", "valid", "val")}
+
+
+@dataclass(frozen=True)
+class Images:
+    """Pictures and labels. pictures: what `decode` understands; labels: one number each, empty where there are none;
+    names: how an error calls each picture."""
+
+    source: str
+    pictures: Sequence[Any]
+    labels: tuple[int, ...]
+    names: Callable[[int], str]
+    decode: Callable[[Any], Any]
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def picture(self, index: int) -> Any:
+        """One picture as RGB. Raises CrepeError naming the one that cannot be read."""
+        try:
+            return self.decode(self.pictures[index]).convert("RGB")
+        except Exception as error:
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise CrepeError(
+                f"cannot read the image {self.names(index)}: {reason[0]}; replace it or take it out"
+            ) from error
+
+    def subset(self, indices: Sequence[int]) -> Images:
+        labels = tuple(self.labels[i] for i in indices) if self.labels else ()
+        chosen = list(indices)
+        return Images(
+            self.source, [self.pictures[i] for i in chosen], labels, lambda i: self.names(chosen[i]), self.decode
+        )
+
+
+def read_images(source: str, purpose: str = "evaluation", label_ids: Mapping[str, int] | None = None) -> Images:
+    """The pictures of `source`; purpose, `calibration` or `evaluation`, chooses the split of a Hub data set.
+
+    label_ids: class name -> number, for folders whose class names the model knows.
+
+    Raises:
+        UsageError: neither a folder, a file nor a Hub id. CrepeError: unreadable or empty.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _folder(source, path, label_ids or {})
+    if path.suffix == ".parquet":
+        return _parquet(source, path)
+    if source.count("/") == 1 and not source.startswith((".", "/", "~")):
+        return _hub(source, purpose)
+    raise UsageError(f"unknown images {source!r}: give an image folder, a .parquet file, or a Hub id owner/name")
+
+
+def require_labels(images: Images, classes: int, what: str) -> None:
+    """Raises CrepeError where there are no labels, or labels that the model has no class for."""
+    if not images.labels:
+        raise CrepeError(f"{images.source} has no labels, and {what} needs them: give labelled images")
+    low, high = min(images.labels), max(images.labels)
+    if low < 0 or high >= classes:
+        raise CrepeError(
+            f"{images.source} has label {high if high >= classes else low}, the model has {classes} classes "
+            f"(0..{classes - 1}): give the data set that the model was trained for"
+        )
+
+
+def chosen(images: Images, count: int, seed: int) -> Images:
+    """At most `count` pictures, chosen by seed, in the order of the source."""
+    if len(images) <= count:
+        return images
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count]
+    return images.subset(sorted(order.tolist()))
+
+
+def batches(images: Images, preprocess: Preprocessor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """(pixel values, labels) of `size` pictures at a time; labels are empty where there are none."""
+    for start in range(0, len(images), size):
+        indices = range(start, min(start + size, len(images)))
+        labels = [images.labels[i] for i in indices] if images.labels else []
+        yield pixels(images, preprocess, indices), torch.tensor(labels, dtype=torch.long)
+
+
+def pixels(images: Images, preprocess: Preprocessor, indices: Sequence[int]) -> Tensor:
+    return preprocess([images.picture(i) for i in indices])
+
+
+def digest(values: Tensor) -> str:
+    """sha256 of pixel values, so that two runs can be compared."""
+    return hashlib.sha256(values.contiguous().numpy().tobytes()).hexdigest()
+
+
+def _folder(source: str, path: Path, label_ids: Mapping[str, int]) -> Images:
+    """Sub-folders are classes, in alphabetical order unless the model knows their names."""
+    from PIL import Image
+
+    classes = sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS)
+    if not files:
+        raise CrepeError(f"{source} holds no images: expected one folder per class with {', '.join(ENDINGS)} files")
+    known = all(name in label_ids for name in classes)
+    numbers = {name: label_ids[name] if known else i for i, name in enumerate(classes)}
+    labels = tuple(numbers[file.relative_to(path).parts[0]] for file in files) if classes else ()
+    return Images(source, files, labels, lambda i: str(files[i]), Image.open)
+
+
+def _parquet(source: str, path: Path) -> Images:
+    import pyarrow.parquet as parquet
+
+    if not path.is_file():
+        raise CrepeError(f"no image file at {source!r}: check the path")
+    try:
+        table = parquet.read_table(path)
+    except Exception as error:
+        raise CrepeError(f"cannot read images from {source}: {str(error).splitlines()[0]}") from error
+    image = _column(table.column_names, _IMAGES, source, "image")
+    label = next((name for name in _LABELS if name in table.column_names), None)
+    rows = table.column(image).to_pylist()
+    labels = tuple(int(x) for x in table.column(label).to_pylist()) if label else ()
+    if not rows:
+        raise CrepeError(f"{source} holds no images: give a file with rows in it")
+    return Images(source, rows, labels, lambda i: f"in row {i} of {source}", _from_bytes)
+
+
+def _from_bytes(cell: Any) -> Any:
+    from PIL import Image
+
+    content = cell["bytes"] if isinstance(cell, dict) else cell
+    return Image.open(io.BytesIO(content))
+
+
+def _hub(source: str, purpose: str) -> Images:
+    import datasets
+
+    try:
+        splits = datasets.get_dataset_split_names(source)
+        split = next((name for name in _SPLITS[purpose] if name in splits), splits[0])
+        table = datasets.load_dataset(source, split=split)
+    except Exception as error:
+        raise CrepeError(
+            f"cannot load data set {source!r}: {type(error).__name__}; check the name and the network, or give a file"
+        ) from error
+    image = _column(table.column_names, _IMAGES, source, "image")
+    label = next((name for name in _LABELS if name in table.column_names), None)
+    labels = tuple(table[label]) if label else ()
+    return Images(source, table, labels, lambda i: f"{i} of {source}", lambda row: row[image])
+
+
+def _column(columns: Sequence[str], names: Sequence[str], source: str, what: str) -> str:
+    for name in names:
+        if name in columns:
+            return name
+    raise CrepeError(f"{source} has no {what} column: expected {' or '.join(names)}, found {', '.join(columns)}")

@@ -1,0 +1,152 @@
+"""Fine-tuning: a plain loop on accelerate. What is masked stays zero, the best epoch is kept, a killed run goes on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crepe.errors import CrepeError
+from crepe.pipeline.progress import bar
+from crepe.recipe import Recipe
+from crepe.vision.augment import crop_and_flip
+from crepe.vision.cut import hold
+from crepe.vision.images import Images, batches, pixels
+from crepe.vision.load import logits_of
+from crepe.vision.preprocess import Preprocessor
+from crepe.vision.state import Progress, read_progress, save_progress
+
+# Of the training images, so many are held back to choose the best epoch.
+_HELD_SHARE, _HELD_MOST = 0.1, 5000
+_MOMENTUM, _DECAY = 0.9, 5e-4
+# Share of all steps in which the learning rate rises.
+_WARM_UP = 0.05
+
+
+def finetune(
+    model: nn.Module,
+    images: Images,
+    preprocess: Preprocessor,
+    recipe: Recipe,
+    masks: Mapping[str, Tensor],
+    device: torch.device,
+    work: Path | None,
+) -> list[dict[str, float]]:
+    """Train `model` in place for `recipe.finetune` epochs; it ends with the weights of the best of them.
+
+    masks: parameter name -> True = kept; what is masked is set back to zero after every step. work: folder for the
+    state of each epoch, None to keep none.
+
+    Returns:
+        Per epoch: epoch, loss on the training images, accuracy on images held back from them.
+
+    Raises:
+        CrepeError: too few images, or the loss is NaN.
+    """
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=device.type == "cpu")
+    train, held = split(images, recipe.seed)
+    model = model.to(device)
+    ready: Any = accelerator.prepare(model)
+    optimizer = _optimizer(model, recipe)
+    progress = read_progress(work, model, optimizer) or Progress([], {})
+    steps = math.ceil(len(train) / recipe.batch_size)
+    with bar("fine-tuning", recipe.finetune * steps) as advance:
+        for _ in range(len(progress.history) * steps):
+            advance()
+        for epoch in range(len(progress.history), recipe.finetune):
+            loss = 0.0
+            ready.train()
+            torch.manual_seed(recipe.seed + epoch)
+            shuffled = epoch_batches(train, preprocess, recipe.batch_size, recipe.seed + epoch)
+            for step, (values, labels) in enumerate(shuffled):
+                rate = cosine(epoch * steps + step, recipe.finetune * steps, recipe.learning_rate)
+                loss += _step(accelerator, ready, optimizer, rate, values.to(device), labels.to(device), recipe)
+                hold(model, masks)
+                advance()
+            progress = _after_epoch(progress, model, held, preprocess, device, epoch, loss / steps)
+            save_progress(work, model, optimizer, progress)
+    model.load_state_dict(progress.best)
+    model.to("cpu").eval()
+    return progress.history
+
+
+def split(images: Images, seed: int) -> tuple[Images, Images]:
+    """(training images, images held back). Raises CrepeError where there are too few to do both."""
+    held = min(int(len(images) * _HELD_SHARE), _HELD_MOST)
+    if held < 1:
+        raise CrepeError(
+            f"{images.source} has {len(images)} images: fine-tuning needs at least {round(1 / _HELD_SHARE)}"
+        )
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
+    return images.subset(sorted(order[held:])), images.subset(sorted(order[:held]))
+
+
+def epoch_batches(images: Images, preprocess: Preprocessor, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every image once, in an order and with crops and flips that the seed decides: (pixel values, labels)."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(images), generator=generator)
+    for part in torch.split(order, size):
+        values = crop_and_flip(pixels(images, preprocess, part.tolist()), generator)
+        yield values, torch.tensor([images.labels[i] for i in part.tolist()])
+
+
+def cosine(step: int, total: int, highest: float) -> float:
+    """Learning rate: up along a line for the first steps, then down to 0 along a cosine."""
+    warm = max(int(total * _WARM_UP), 1)
+    if step < warm:
+        return highest * (step + 1) / warm
+    return highest * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(total - warm, 1)))
+
+
+def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Weight decay on matrices and kernels only: scales and shifts are not pulled to zero."""
+    groups = [
+        {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": _DECAY},
+        {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=recipe.learning_rate)
+    return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=_MOMENTUM, nesterov=True)
+
+
+def _step(
+    accelerator: Any, model: nn.Module, optimizer: Any, rate: float, values: Tensor, labels: Tensor, recipe: Recipe
+) -> float:
+    """One step of the optimizer; returns the loss."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    loss = nn.functional.cross_entropy(logits_of(model(values)), labels, label_smoothing=recipe.label_smoothing)
+    if not bool(torch.isfinite(loss)):
+        raise CrepeError(f"the loss of the fine-tuning is {float(loss)}: lower --learning-rate")
+    optimizer.zero_grad(set_to_none=True)
+    accelerator.backward(loss)
+    optimizer.step()
+    return float(loss.detach())
+
+
+def _after_epoch(
+    progress: Progress,
+    model: nn.Module,
+    held: Images,
+    preprocess: Preprocessor,
+    device: torch.device,
+    epoch: int,
+    loss: float,
+) -> Progress:
+    """The history with this epoch, and its weights where it is the best so far (the earlier of two equal ones)."""
+    model.eval()
+    right = 0
+    with torch.inference_mode():
+        for values, labels in batches(held, preprocess, 256):
+            right += int((logits_of(model(values.to(device))).argmax(1).cpu() == labels).sum())
+    found = right / len(held)
+    best = progress.best
+    if not progress.history or found > max(line["accuracy"] for line in progress.history):
+        best = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+    return Progress([*progress.history, {"epoch": float(epoch + 1), "loss": loss, "accuracy": found}], best)

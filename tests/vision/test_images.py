@@ -1,0 +1,84 @@
+"""Pictures of every mode and size, from folders and tables; what cannot be read is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from crepe.errors import CrepeError, UsageError
+from crepe.vision.images import batches, chosen, read_images, require_labels
+from image_data import STEPS, parquet, picture
+
+
+def _folder(path: Path) -> Path:
+    for index, (name, mode, size) in enumerate(
+        [("cat", "L", (40, 30)), ("cat", "RGBA", (8, 8)), ("dog", "P", (32, 32))]
+    ):
+        (path / name).mkdir(parents=True, exist_ok=True)
+        picture(index, mode, size).save(path / name / f"{index}.png")
+    return path
+
+
+def test_a_folder_has_a_class_for_each_sub_folder(tmp_path: Path) -> None:
+    images = read_images(str(_folder(tmp_path / "data")))
+    assert images.labels == (0, 0, 1) and len(images) == 3
+    ((pixels, labels),) = batches(images, STEPS, 8)
+    assert pixels.shape == (3, 3, 32, 32) and labels.tolist() == [0, 0, 1]
+
+
+def test_a_folder_takes_the_numbers_of_the_classes_that_the_model_knows(tmp_path: Path) -> None:
+    assert read_images(str(_folder(tmp_path / "data")), label_ids={"dog": 3, "cat": 7}).labels == (7, 7, 3)
+
+
+def test_a_corrupt_file_is_named(tmp_path: Path) -> None:
+    folder = _folder(tmp_path / "data")
+    (folder / "dog" / "9.png").write_bytes(b"no picture")
+    with pytest.raises(CrepeError, match=r"cannot read the image .*dog/9\.png"):
+        list(batches(read_images(str(folder)), STEPS, 8))
+
+
+def test_a_table_keeps_the_order_of_its_rows(tmp_path: Path) -> None:
+    images = read_images(parquet(tmp_path / "a.parquet", 7))
+    assert images.labels == (0, 1, 2, 3, 4, 0, 1)
+    assert images.picture(3).tobytes() == picture(3).tobytes()
+    assert images.subset([5, 2]).labels == (0, 2) and images.subset([5, 2]).names(1) == images.names(2)
+
+
+def test_a_choice_depends_on_the_seed_alone(tmp_path: Path) -> None:
+    images = read_images(parquet(tmp_path / "a.parquet", 40))
+    first, again, other = (chosen(images, 10, seed).pictures for seed in (0, 0, 1))
+    assert first == again != other and len(chosen(images, 99, 0)) == 40
+
+
+def test_labels_that_do_not_fit_are_one_line(tmp_path: Path) -> None:
+    images = read_images(parquet(tmp_path / "a.parquet", 7))
+    with pytest.raises(CrepeError, match=r"has label 4, the model has 3 classes \(0..2\)"):
+        require_labels(images, 3, "accuracy")
+    with pytest.raises(CrepeError, match="has no labels, and accuracy needs them"):
+        require_labels(read_images(parquet(tmp_path / "b.parquet", 3, labels=False)), 3, "accuracy")
+
+
+@pytest.mark.parametrize(("source", "message"), [("nothing.parquet", "no image file"), ("word", "unknown images")])
+def test_sources_that_are_none(source: str, message: str) -> None:
+    with pytest.raises((CrepeError, UsageError), match=message):
+        read_images(source)
+
+
+def test_an_empty_folder_and_a_table_without_images(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CrepeError, match="holds no images"):
+        read_images(str(tmp_path / "empty"))
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a"]}), tmp_path / "t.parquet")
+    with pytest.raises(CrepeError, match="no image column: expected image or img, found text"):
+        read_images(str(tmp_path / "t.parquet"))
+
+
+def test_pixels_are_scaled_and_normalised() -> None:
+    image = picture(0, size=(32, 32))
+    red = torch.tensor(image.getpixel((0, 0)), dtype=torch.float32) / 255
+    assert torch.allclose(STEPS([image])[0, :, 0, 0], (red - 0.5) / 0.25, atol=1e-6)

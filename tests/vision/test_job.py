@@ -1,0 +1,195 @@
+"""An image model from folder to folder: prune, load, evaluate, and every way in which that cannot be done."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import crepe
+from conftest import fails
+from crepe.cli.main import main
+from crepe.vision import job
+from crepe.vision.load import logits_of
+from image_data import hugging_face_folder, net_folder, parquet
+from image_families import Grouped, plain
+from runs import files_of
+
+EXAMPLE = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("job")
+    return {"net": net_folder(folder / "net"), "data": parquet(folder / "a.parquet", 30)}
+
+
+def _logits(folder: str) -> torch.Tensor:
+    model, _ = crepe.load(folder)
+    with torch.no_grad():
+        return logits_of(model(EXAMPLE))
+
+
+def test_prune_load_and_evaluate(place: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = str(tmp_path / "out")
+    arguments = ["--method", "l2", "--sparsity", "0.5", "--round-to", "2", "--json"]
+    assert main(["prune", "--model", place["net"], "--output", output, *arguments]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert {"output", "sparsity", "seconds", "peak_memory_bytes", "skipped"} <= result.keys()
+    assert result["sparsity"] == 0.5 and result["macs"]["pruned"] < result["macs"]["dense"]
+    assert [s["reason"].split()[0] for s in result["skipped"]] == ["additions", "nothing"]
+    assert load_file(f"{output}/model.safetensors")["layer3.0.conv1.weight"].shape == (16, 16, 3, 3)
+    assert main(["eval", output, "--data", place["data"], "--reference", place["net"], "--save", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["images"] == 30 and 0 <= found["accuracy"] <= 1
+    assert {"reference_accuracy", "top1_agreement", "parameters", "macs"} <= found.keys()
+    assert main(["eval", output, "--data", place["data"], "--max-images", "4"]) == 0
+    assert "top-1 accuracy (4 images of a.parquet)" in capsys.readouterr().out
+    assert "top-1 accuracy (30 images" in Path(output, "README.md").read_text()
+    assert main(["report", output]) == 0
+
+
+def test_zeroed_and_sliced_folders_compute_the_same(place: dict[str, str], tmp_path: Path) -> None:
+    for kind in ("dense", "sliced"):
+        crepe.prune(place["net"], tmp_path / kind, method="fpgm", sparsity=0.25, format=kind)
+    dense, sliced = _logits(str(tmp_path / "dense")), _logits(str(tmp_path / "sliced"))
+    assert float((dense - sliced).abs().max()) <= 1e-5 * float(dense.abs().max().clamp(min=1))
+    assert not torch.equal(dense, _logits(place["net"]))
+    state, manifest = (
+        load_file(tmp_path / "dense" / "model.safetensors"),
+        json.loads((tmp_path / "dense" / "crepe.json").read_text()),
+    )
+    for name, about in manifest["tensors"].items():
+        assert int((state[name] == 0).sum()) == about["zeros"] and list(state[name].shape) == about["shape"]
+
+
+@pytest.mark.parametrize("name", ["vit", "swin", "convnext", "resnet", "mobilenet-v2"])
+def test_hugging_face_models_in_and_out(name: str, tmp_path: Path) -> None:
+    """Where the config can say the widths, plain transformers loads the folder; crepe loads every one."""
+    from transformers import AutoModelForImageClassification
+
+    folder, output = hugging_face_folder(tmp_path / name, name), tmp_path / "out"
+    result = crepe.prune(folder, output, method="l1", sparsity=0.5)
+    assert result.parameters[1] < result.parameters[0]
+    found, manifest = _logits(str(output)), json.loads((output / "crepe.json").read_text())
+    assert manifest["native"] == (name in ("vit", "swin"))
+    assert (output / "preprocessor_config.json").is_file()
+    if manifest["native"]:
+        model = AutoModelForImageClassification.from_pretrained(output).eval()
+        with torch.no_grad():
+            assert torch.equal(model(EXAMPLE).logits, found)
+    again = crepe.prune(str(output), tmp_path / "twice", method="l1", sparsity=0.5)
+    assert again.parameters == (result.parameters[1], again.parameters[1]) and again.parameters[1] < again.parameters[0]
+    _logits(str(tmp_path / "twice"))
+
+
+def test_a_share_of_multiply_accumulates_is_met_as_closely_as_channels_can(
+    place: dict[str, str], tmp_path: Path
+) -> None:
+    for allocation in ("uniform", "bn-quantile"):
+        result = crepe.prune(place["net"], tmp_path / allocation, macs=0.6, allocation=allocation)
+        assert 0.5 < result.macs[1] / result.macs[0] <= 0.6
+    with pytest.raises(
+        crepe.CrepeError, match=r"macs = 0.01 is out of reach: with one channel per layer 0\.\d+ is left"
+    ):
+        crepe.prune(place["net"], tmp_path / "out", macs=0.01)
+
+
+def test_taylor_repairs_and_training_see_the_images(place: dict[str, str], tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"method": "taylor", "refine": "bn", "calibration": place["data"], "batch_size": 10}
+    result = crepe.prune(place["net"], tmp_path / "a", sparsity=0.5, finetune=1, **fields)
+    assert len(result.training) == 1
+    manifest = json.loads((tmp_path / "a" / "crepe.json").read_text())
+    assert manifest["calibration"] == {"source": "a.parquet", "images": 30} and len(manifest["training"]) == 1
+    assert "Fine-tuned for 1 epochs" in (tmp_path / "a" / "README.md").read_text()
+
+
+def test_a_killed_run_is_resumed_to_the_same_bytes(
+    place: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields: dict[str, Any] = {"calibration": place["data"], "batch_size": 10, "finetune": 2}
+    crepe.prune(place["net"], tmp_path / "whole", **fields)
+
+    def killed(*arguments: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "save_image_model", killed)
+        with pytest.raises(KeyboardInterrupt):
+            crepe.prune(place["net"], tmp_path / "resumed", **fields)
+    assert not (tmp_path / "resumed").exists()
+    with pytest.raises(crepe.UsageError, match=r"recipe\.finetune was 2 and is now 3"):
+        crepe.prune(place["net"], tmp_path / "resumed", resume=True, **{**fields, "finetune": 3})
+    crepe.prune(place["net"], tmp_path / "resumed", resume=True, **fields)
+    assert files_of(tmp_path / "resumed") == files_of(tmp_path / "whole")
+    assert crepe.prune(place["net"], tmp_path / "resumed", resume=True, **fields).seconds == 0
+
+
+def test_a_dry_run_touches_nothing(place: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prune", "--model", place["net"], "--output", str(tmp_path / "out"), "--dry-run"]) == 0
+    assert "layer1.0.conv1  8 -> 4" in capsys.readouterr().out and not list(tmp_path.iterdir())
+
+
+def test_a_module_in_memory_is_cut_in_place() -> None:
+    model = plain(Grouped)
+    result = crepe.prune(model, example=EXAMPLE, method="l2", sparsity=0.5)
+    assert result.model is model and model.grouped.weight.shape == (8, 2, 3, 3)
+    assert logits_of(model(EXAMPLE)).shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("code", "arguments", "message"),
+    [
+        (1, ["--sparsity", "0.99"], "leaves none: lower --sparsity, or --exclude"),
+        (2, ["--method", "wanda"], "unknown method 'wanda'"),
+        (2, ["--pattern", "2:4"], "pattern = '2:4': not for image models"),
+        (2, ["--macs", "0.5", "--sparsity", "0.5"], "sparsity and macs"),
+        (2, ["--method", "taylor"], "method 'taylor' needs images: give --calibration"),
+        (2, ["--finetune", "1"], "fine-tuning needs images"),
+        (2, ["--exclude", "nothing*"], "--exclude 'nothing*' matches no layer"),
+        (1, ["--exclude", "*"], "finds nothing to prune in this model"),
+        (2, ["--refine", "admm", "--calibration", "a.parquet"], "unknown refinement of image models 'admm'"),
+        (2, ["--optimizer", "lion"], "unknown optimizer 'lion'"),
+        (1, ["--finetune", "1", "--calibration", "gone.parquet"], "no image file at 'gone.parquet'"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_touches_nothing(
+    code: int,
+    arguments: list[str],
+    message: str,
+    place: dict[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = tmp_path / "out"
+    assert message in fails(capsys, code, "prune", "--model", place["net"], "--output", str(output), *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_words_of_images_are_refused_for_language_models() -> None:
+    from crepe.recipe import build, choose
+
+    for fields in ({"finetune": 1}, {"macs": 0.5}, {"onnx": True}, {"format": "sliced"}):
+        with pytest.raises(crepe.UsageError, match="only for image models"):
+            choose(build({"model": "llama", **fields}))
+
+
+def test_labels_and_weights_that_do_not_fit(
+    place: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    many = parquet(tmp_path / "many.parquet", 20, classes=9)
+    assert "the model has 5 classes" in fails(capsys, 1, "eval", place["net"], "--data", many)
+    assert "no images: give --data" in fails(capsys, 2, "eval", place["net"])
+    assert "an architecture without weights" in fails(capsys, 2, "eval", "resnet20-cifar10", "--data", many)
+    weights = f"{place['net']}/model.safetensors"
+    message = fails(capsys, 1, "eval", "resnet20-cifar10", "--weights", weights, "--data", many)
+    assert "the weights of resnet20-cifar10 from" in message and "do not fit" in message
+    Path(tmp_path / "broken.safetensors").write_bytes(b"12")
+    message = fails(
+        capsys, 1, "eval", "resnet20-cifar10", "--weights", str(tmp_path / "broken.safetensors"), "--data", many
+    )
+    assert "cannot read weights from" in message
