@@ -104,7 +104,7 @@ def test_a_tensor_of_another_shape_or_dtype(packed: Callable[[str], Path], tmp_p
 def test_shapes_that_do_not_match_the_config(packed: Callable[[str], Path], tmp_path: Path) -> None:
     folder = _copy(packed("2:4"), tmp_path / "out")
     _edit(folder, lambda config: config.update(intermediate_size=96))
-    _fails(folder, r"packed from shape \(64, 32\), the model of config.json wants \(96, 32\)")
+    _fails(folder, r"packed from shape \(32, 64\), the model of config.json wants \(32, 96\)")
 
 
 def test_a_tensor_that_the_model_does_not_have(packed: Callable[[str], Path], tmp_path: Path) -> None:
