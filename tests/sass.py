@@ -13,8 +13,6 @@ from typing import Any
 import pytest
 
 HOPPER = 90
-# What a thread block of that architecture may use.
-SHARED_BYTES = 227 * 1024
 _INSTRUCTION = re.compile(r"/\*(?P<address>[0-9a-f]{4,})\*/\s+(?P<text>[^;]+);")
 _PREDICATE = re.compile(r"^@!?U?P\w+\s+")
 _BRANCH = re.compile(r"^BRA\b.*?(?P<target>0x[0-9a-f]+)")

@@ -60,7 +60,7 @@ def open_model(
         arguments |= _gguf_arguments(source)
     elif offload_folder is not None and weights is None:
         arguments |= {"device_map": {"": "disk"}, "offload_folder": str(offload_folder)}
-    with _readable_failure(source), _quiet():
+    with readable_failure(source), quiet():
         model = _from_file(source, weights, arguments) if weights else _from_pretrained(source, arguments)
     use_eager_experts(model)
     return model.eval().requires_grad_(False)
@@ -102,7 +102,7 @@ def load_config(source: Source, trust_remote_code: bool = False) -> Any:
     from transformers import AutoConfig
 
     more = {"gguf_file": source.gguf} if source.gguf else {}
-    with _readable_failure(source):
+    with readable_failure(source):
         return AutoConfig.from_pretrained(source.folder, trust_remote_code=trust_remote_code, **more)
 
 
@@ -117,7 +117,7 @@ def skeleton(source: Source, dtype: str = "auto", trust_remote_code: bool = Fals
         raise CrepeError(_not_dense(source, section))
     wanted = parse_dtype(dtype, source)
     more = {"dtype": config.dtype or torch.float32 if wanted == "auto" else wanted}
-    with _readable_failure(source), _quiet(), init_empty_weights():
+    with readable_failure(source), quiet(), init_empty_weights():
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, **more)
 
 
@@ -139,7 +139,7 @@ def load_tokenizer(source: Source, trust_remote_code: bool = False) -> Any:
     from transformers import AutoTokenizer
 
     more = {"gguf_file": source.gguf} if source.gguf else {}
-    with _readable_failure(source, "tokenizer"), _quiet():
+    with readable_failure(source, "tokenizer"), quiet():
         return AutoTokenizer.from_pretrained(source.folder, trust_remote_code=trust_remote_code, **more)
 
 
@@ -174,7 +174,7 @@ def use_eager_experts(model: Any) -> None:
 
 
 @contextlib.contextmanager
-def _readable_failure(source: Source, what: str = "model") -> Iterator[None]:
+def readable_failure(source: Source, what: str = "model") -> Iterator[None]:
     try:
         yield
     except CrepeError:
@@ -185,7 +185,7 @@ def _readable_failure(source: Source, what: str = "model") -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """transformers' and gguf's own bars and notices off while they load; ours say what matters."""
     import logging as standard
 

@@ -129,15 +129,19 @@ def page(manifest: dict[str, Any], evaluation: dict[str, Any] | None) -> str:
     from crepe.report.plots import bars
 
     layers = manifest["layers"]
-    names, left = list(layers), [len(a["kept"]) / a["channels"] for a in layers.values()]
+    left = [len(about["kept"]) / about["channels"] for about in layers.values()]
+    numbers = [str(i + 1) for i in range(len(layers))]  # names of layers are too long for an axis
     parts = [
         f"<h1>{html.escape(title(manifest))}</h1>",
         f"<pre>{html.escape(command(manifest['recipe']))}</pre>",
         "<h2>Before and after</h2>" + table(("", "dense", "pruned"), comparison(manifest, evaluation)),
     ]
     if layers:
-        widths = [(n, str(a["channels"]), str(len(a["kept"]))) for n, a in layers.items()]
-        parts += ["<h2>Channels that stay</h2>" + bars(names, left, "share of channels", 1.0)]
+        widths = [
+            (f"{number} {name}", str(about["channels"]), str(len(about["kept"])))
+            for number, (name, about) in zip(numbers, layers.items(), strict=True)
+        ]
+        parts += ["<h2>Channels that stay</h2>" + bars(numbers, left, "share of channels", 1.0)]
         parts += [_folded(f"All {len(layers)} cut layers", table(("layer", "dense", "kept"), widths))]
     if manifest["training"]:
         rows = [(f"{t['epoch']:.0f}", f"{t['loss']:.4f}", f"{t['accuracy']:.2%}") for t in manifest["training"]]

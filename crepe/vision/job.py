@@ -28,7 +28,7 @@ from crepe.vision.fingerprint import image_fingerprint
 from crepe.vision.graph import Graph
 from crepe.vision.images import Images, batches, chosen, read_images, require_labels
 from crepe.vision.load import logits_of, open_image_model
-from crepe.vision.preprocess import Preprocessor, example_input
+from crepe.vision.preprocess import example_input
 from crepe.vision.recipe import ImageChoices, build_image, choose_image
 from crepe.vision.repairs import REPAIRS
 from crepe.vision.save import ImageReport, save_image_model
@@ -106,18 +106,21 @@ def prune_image_model(given: dict[str, Any], started: float) -> ImageResult:
 def prune_image_object(model: nn.Module, example: Tensor, given: dict[str, Any], started: float) -> ImageResult:
     """A module in memory, cut in place. example: pixel values (count, 3, height, width).
 
-    Methods and fine-tuning that need images get them from `calibration` as pixel values of the example's size.
+    given: fields of the recipe, and `preprocess`, which turns a list of pictures into such values, where the method,
+    a repair or fine-tuning needs images.
 
     Raises:
-        UsageError: an output is asked for; a module in memory is saved by who knows how to build it.
+        UsageError: an output is asked for (a module in memory is saved by who knows how to build it), or images are
+            needed and there is no `preprocess`.
     """
+    given = dict(given)
+    preprocess = given.pop("preprocess", None)
     recipe = build_image({"model": type(model).__name__, **given})
     choices, device = choose_image(recipe), next(model.parameters()).device
     if recipe.output is not None:
         raise UsageError("output: a module in memory is pruned in place; save its state_dict and crepe.vision.shapes")
-    from crepe.vision.preprocess import Steps
-
-    preprocess = Steps((example.shape[2], example.shape[3]), (0.5,) * 3, (0.5,) * 3)
+    if choices.needs_images and preprocess is None:
+        raise UsageError("preprocess: give the function that turns a list of pictures into pixel values")
     training = model.training
     run = _Run(choices, model.eval(), preprocess, _images(choices, None), device, example)
     graph = Graph(model, example)
@@ -165,7 +168,7 @@ class _Run:
 
     choices: ImageChoices
     model: nn.Module
-    preprocess: Preprocessor
+    preprocess: Any
     images: Images | None
     device: torch.device
     example: Tensor

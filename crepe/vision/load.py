@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from crepe.errors import CrepeError
-from crepe.models.load import _quiet, _readable_failure
+from crepe.models.load import quiet, readable_failure
 from crepe.vision.shapes import resize, set_attributes
 from crepe.vision.source import ATTRIBUTES, SHAPES, ImageSource
 
@@ -40,7 +40,7 @@ def build(source: ImageSource) -> nn.Module:
         return NETS.get(source.net.name)(**source.net.arguments)
     from transformers import AutoConfig, AutoModelForImageClassification
 
-    with _readable_failure(source.source), _quiet():
+    with readable_failure(source.source), quiet():
         config = AutoConfig.from_pretrained(source.source.folder)
         model: nn.Module = AutoModelForImageClassification.from_config(config)
         return model
@@ -49,7 +49,7 @@ def build(source: ImageSource) -> nn.Module:
 def _pretrained(source: ImageSource) -> nn.Module:
     from transformers import AutoModelForImageClassification
 
-    with _readable_failure(source.source), _quiet():
+    with readable_failure(source.source), quiet():
         model, report = AutoModelForImageClassification.from_pretrained(
             source.source.folder, output_loading_info=True, dtype="float32"
         )

@@ -99,8 +99,11 @@ def read_preprocessor(folder: Path) -> Preprocessor:
         return Steps.parse(content["crepe_image"])
     from transformers import AutoImageProcessor
 
+    from crepe.models.load import quiet
+
     try:
-        return Processor(AutoImageProcessor.from_pretrained(folder))
+        with quiet():
+            return Processor(AutoImageProcessor.from_pretrained(folder))
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise CrepeError(f"{folder} has no image processor that can be read: {reason[0]}") from error

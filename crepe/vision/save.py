@@ -13,6 +13,7 @@ from torch import nn
 from crepe.checkpoint.files import save_tensors
 from crepe.checkpoint.manifest import FORMAT, package_version, published
 from crepe.errors import CrepeError
+from crepe.models.load import quiet
 from crepe.vision.load import build
 from crepe.vision.native import native_config
 from crepe.vision.preprocess import Preprocessor
@@ -71,7 +72,8 @@ def _save_weights(
     native = None if attributes else native_config(model, shapes)
     if native is not None:
         model.config = native
-        model.save_pretrained(final)
+        with quiet():
+            model.save_pretrained(final)
         return True
     # A config that cannot say these widths: the shapes are written into it, and the names are those in memory.
     setattr(model.config, SHAPES, shapes)

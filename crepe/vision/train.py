@@ -49,7 +49,7 @@ def finetune(
     """
     from accelerate import Accelerator
 
-    accelerator = Accelerator(cpu=device.type == "cpu")
+    accelerator = Accelerator(cpu=device.type == "cpu", device_placement=False)
     train, held = split(images, recipe.seed)
     model = model.to(device)
     ready: Any = accelerator.prepare(model)

@@ -139,6 +139,8 @@ def test_a_module_in_memory_is_cut_in_place() -> None:
     result = crepe.prune(model, example=EXAMPLE, method="l2", sparsity=0.5)
     assert result.model is model and model.grouped.weight.shape == (8, 2, 3, 3)
     assert logits_of(model(EXAMPLE)).shape == (2, 5)
+    with pytest.raises(crepe.UsageError, match="preprocess: give the function"):
+        crepe.prune(model, example=EXAMPLE, method="taylor", calibration="a.parquet")
 
 
 @pytest.mark.parametrize(
