@@ -34,9 +34,7 @@ def test_invalid_names_the_way_out(text: str) -> None:
 
 
 @given(SHAPES, st.integers(1, 8), st.integers(0, 100), st.integers(0, 50))
-def test_every_group_loses_the_floor_of_its_share(
-    shape: tuple[int, int], group: int, percent: int, seed: int
-) -> None:
+def test_every_group_loses_the_floor_of_its_share(shape: tuple[int, int], group: int, percent: int, seed: int) -> None:
     mask = Taps(group).select(_score(shape, seed), percent / 100)
     assert mask.shape == shape and Taps(group).violations(mask) == 0
     for part in mask.split(group):
