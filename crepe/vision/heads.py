@@ -77,8 +77,8 @@ def top_dimensions(score: Tensor, keep: int) -> Tensor:
 def keep_query_key(weights: AttentionWeights, kept: Tensor) -> AttentionWeights:
     """The attention with the dimensions `kept` (heads, k) of queries and keys.
 
-    The biases of removed dimensions go too. Nothing is lost by that: with zeroed weights they would add the same
-    constant to all logits of a query.
+    The biases of removed dimensions go too. Against the masked attention, whose biases stay, nothing is lost by that:
+    there they add the same constant to all logits of a query.
     """
     return replace(
         weights,
