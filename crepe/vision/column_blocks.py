@@ -34,11 +34,12 @@ def natural_shares(norms: Mapping[str, Tensor], sparsity: float) -> dict[str, Te
     later ones). Returns name -> (tiles,), shares from 0 to 1.
     """
     flat = torch.cat([norm.flatten() for norm in norms.values()])
-    kept = select_largest(flat[None], kept_count(len(flat), sparsity))[0]
-    parts = (~kept).split([norm.numel() for norm in norms.values()])
-    return {
-        name: part.reshape(norm.shape).float().mean(1) for (name, norm), part in zip(norms.items(), parts, strict=True)
-    }
+    gone = ~select_largest(flat[None], kept_count(len(flat), sparsity))[0]
+    shares, start = {}, 0
+    for name, norm in norms.items():
+        shares[name] = gone[start : start + norm.numel()].reshape(norm.shape).float().mean(1)
+        start += norm.numel()
+    return shares
 
 
 def kept_blocks(shares: Tensor, blocks: int, step: int = 1) -> int:
@@ -86,5 +87,4 @@ def imbalance(kept: Tensor, pattern: ColBlock) -> float:
 
 def _sizes(matrix: Tensor, pattern: ColBlock) -> Tensor:
     """Weights in a block of each tile, (tiles, 1)."""
-    rows = torch.tensor([len(tile) for tile in torch.arange(len(matrix)).split(pattern.rows)])
-    return (rows * pattern.columns)[:, None].float().to(matrix.device)
+    return pattern.blocks(torch.ones(len(matrix), pattern.columns, device=matrix.device))

@@ -39,8 +39,9 @@ class PackedTaps:
 
 def diagonal_blocks(weight: Tensor, group: int = 32) -> Tensor:
     """(channels, 1, kh, kw) -> (groups, group, group * taps): row c holds its taps in columns c * taps and on."""
-    rows = _padded(weight.flatten(1), group)
-    return torch.stack([torch.block_diag(*part[:, None]) for part in rows.split(group)])
+    rows = _padded(weight.flatten(1), group).reshape(-1, group, 1, weight[0].numel())
+    place = torch.eye(group, dtype=weight.dtype, device=weight.device)[:, :, None]
+    return (rows * place).flatten(2)
 
 
 def depthwise_by_blocks(images: Tensor, weight: Tensor, group: int = 32, window: Window | None = None) -> Tensor:
@@ -101,4 +102,4 @@ def _folded(product: Tensor, images: Tensor, kernel: tuple[int, int], window: Wi
         + 1
         for axis in (0, 1)
     ]
-    return product.flatten(1, 2)[:, : images.shape[1]].unflatten(2, sizes)
+    return product.flatten(1, 2)[:, : images.shape[1]].reshape(len(images), -1, *sizes)

@@ -42,11 +42,12 @@ def median_distance(rows: Tensor) -> Tensor:
     as in the paper's code.
     """
     rows = rows.detach().float()
-    return (rows - rows.median(dim=1, keepdim=True).values).norm(dim=2)
+    distance: Tensor = torch.linalg.vector_norm(rows - rows.median(dim=1, keepdim=True).values, dim=2)
+    return distance
 
 
 def _norm(power: int) -> Callable[[Tensor], Tensor]:
-    return lambda rows: rows.detach().float().norm(power, dim=2)
+    return lambda rows: torch.linalg.vector_norm(rows.detach().float(), power, dim=2)
 
 
 # By name: (heads, d, n) -> (heads, d). The median is the paper's, the norms are what it is compared with.

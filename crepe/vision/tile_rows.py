@@ -40,19 +40,20 @@ def _by_direction(energy: Tensor) -> Tensor:
     direction = torch.linalg.svd(centred, full_matrices=False).Vh[0]
     # The sign of a singular vector is arbitrary: its largest entry is made positive.
     direction = direction * direction[direction.abs().argmax()].sign()
-    return (centred @ direction).argsort(stable=True)
+    order: Tensor = (centred @ direction).argsort(stable=True)
+    return order
 
 
 def _tile_blocks(energy: Tensor, pattern: ColBlock, keep: int) -> Tensor:
     """bool (tiles, blocks): the `keep` best blocks of each tile."""
-    sums = torch.stack([tile.sum(0) for tile in energy.split(pattern.rows)])
+    sums = ColBlock(pattern.rows, 1).blocks(energy)
     best = sums.argsort(dim=1, descending=True, stable=True)[:, :keep]
     return torch.zeros_like(sums, dtype=torch.bool).scatter_(1, best, True)
 
 
 def _kept(energy: Tensor, pattern: ColBlock, keep: int) -> float:
-    blocks = _tile_blocks(energy, pattern, keep)
-    return float((energy * blocks.repeat_interleave(pattern.rows, 0)[: len(energy)]).sum())
+    blocks = ColBlock(pattern.rows, 1).spread(_tile_blocks(energy, pattern, keep), len(energy))
+    return float((energy * blocks).sum())
 
 
 def _assigned(energy: Tensor, blocks: Tensor, pattern: ColBlock) -> Tensor:
@@ -62,7 +63,7 @@ def _assigned(energy: Tensor, blocks: Tensor, pattern: ColBlock) -> Tensor:
     worth = energy @ blocks.double().T
     places = worth.repeat_interleave(pattern.rows, 1)[:, : len(energy)]
     rows, taken = linear_sum_assignment(places.numpy(), maximize=True)
-    order = torch.empty(len(energy), dtype=torch.long)
-    order[torch.from_numpy(taken)] = torch.from_numpy(rows)
+    tile = torch.empty(len(energy), dtype=torch.long)
+    tile[torch.from_numpy(rows)] = torch.from_numpy(taken) // pattern.rows
     # Rows of a tile stay in the order of the model.
-    return torch.cat([tile.sort().values for tile in order.split(pattern.rows)])
+    return tile.argsort(stable=True)
