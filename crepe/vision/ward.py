@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from crepe.vision.ward_line import line_clusters
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -68,7 +70,10 @@ def kernel_clusters(weight: Tensor, keep: int, normalise: bool = False, workers:
     out, channels = weight.shape[:2]
     if keep >= out or out < 2:
         return torch.arange(out)[:, None].expand(out, channels).contiguous()
-    found = trees(kernel_sets(weight, normalise), workers)
+    points = kernel_sets(weight, normalise)
+    if points.shape[2] == 1:
+        return line_clusters(points[:, :, 0], out - keep).T.contiguous()
+    found = trees(points, workers)
     return labels(found, layer_cut(found, out - keep), workers)
 
 
