@@ -59,3 +59,17 @@ def compensate(
     old = torch.zeros(len(dense), device=dense.device) if bias is None else bias.float()
     shifted = old + dense @ moments.mean.float() - small @ moments.mean[kept].float()
     return small.to(weight.dtype), shifted.to(weight.dtype)
+
+
+def compensate_channels(
+    weight: Tensor, bias: Tensor | None, kept: Tensor, moments: Moments, damping: float = DAMPING
+) -> tuple[Tensor, Tensor]:
+    """`compensate` for a convolution whose input channels but `kept` go; its inputs are im2col columns.
+
+    weight: (out, in, kh, kw); moments: of (in * kh * kw,). Returns (out, k, kh, kw) and (out,), which a convolution
+    without bias can leave to the batch norm behind it by subtracting it from the running mean.
+    """
+    taps = weight[0, 0].numel()
+    columns = (kept[:, None] * taps + torch.arange(taps, device=kept.device)).flatten()
+    small, shifted = compensate(weight.flatten(1), bias, columns, moments, damping)
+    return small.reshape(len(weight), len(kept), *weight.shape[2:]), shifted
