@@ -6,6 +6,7 @@ from crepe.masks.matrix import Matrix, output_error
 from crepe.masks.mixed import Dense, Mixed
 from crepe.masks.pattern import NofM, Pattern, Unstructured, parse_pattern
 from crepe.masks.select import apply_mask, kept_count, select_largest, select_n_of_m
+from crepe.masks.taps import Taps
 
 __all__ = [
     "ColBlock",
@@ -16,6 +17,7 @@ __all__ = [
     "Mixed",
     "NofM",
     "Pattern",
+    "Taps",
     "Unstructured",
     "apply_mask",
     "kept_count",

@@ -124,6 +124,10 @@ def parse_pattern(text: str) -> Pattern:
         from crepe.masks.colblock import parse_colblock
 
         return parse_colblock(text)
+    if text.startswith("tap"):
+        from crepe.masks.taps import parse_taps
+
+        return parse_taps(text)
     found = re.fullmatch(r"(\d+):(\d+)", text.strip())
     if not found:
         raise UsageError(

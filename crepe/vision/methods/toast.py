@@ -1,0 +1,38 @@
+"""ToaSt: coupled dimensions of attention heads, and hidden channels of feed-forward parts by their activations
+(ICML 2026), in the static form: one choice for all images.
+
+The importance of a hidden channel is its mean absolute activation over all tokens of the calibration images, which is
+the paper's formula with every token counting the same; `crepe.vision.token_channels` has the whole formula.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from crepe.vision.heads import coupled_score, kept_dimensions, top_dimensions
+from crepe.vision.methods.base import METHODS, FilterPart, HeadChoice, HeadPart, Heads, Layer, Method, largest
+
+# Heads keep a multiple of so many dimensions: what tensor cores and fused attention want.
+MULTIPLE = 8
+
+
+def select_heads(attention: Heads, sparsity: float) -> HeadChoice | None:
+    """As many dimensions for queries and keys as for values and output; the first block stays dense."""
+    if attention.index == 0:
+        return None
+    keep = kept_dimensions(attention.query.shape[1], sparsity, MULTIPLE)
+    query_key = coupled_score(attention.query, attention.key)
+    value_output = coupled_score(attention.value, attention.output)
+    return HeadChoice(top_dimensions(query_key, keep), top_dimensions(value_output, keep))
+
+
+def select_hidden(layer: Layer, keep: int) -> Tensor:
+    return largest(layer.statistics["activation"], keep)
+
+
+def is_hidden(layer: Layer) -> bool:
+    return layer.kind == "linear"
+
+
+HIDDEN = FilterPart(select_hidden, is_hidden, needs=frozenset({"activation"}))
+METHODS.add("toast", Method((HeadPart(select_heads), HIDDEN)))
