@@ -10,7 +10,7 @@ from typing import Any
 from crepe.errors import CrepeError, UsageError, unknown
 
 PIPELINES = ("one-pass", "sequential")
-FORMATS = ("dense",)
+FORMATS = ("dense", "sliced")
 # Where a run puts its result and how it speaks; the result itself does not depend on these.
 _PLACE = ("output", "resume", "overwrite")
 
@@ -26,6 +26,7 @@ class Recipe:
     method: str = "crepe"
     pattern: str = "unstructured"
     sparsity: float | None = None
+    round_to: int = 1
     compare: str | None = None
     coefficients: str | None = None
     allocation: str = "uniform"
@@ -88,9 +89,18 @@ class Choices:
         return any(found.sequential for found in self.refinements.values())
 
     @property
+    def structured(self) -> bool:
+        """Whether whole units are removed: channels, heads or blocks."""
+        from crepe.masks import Structured
+
+        return isinstance(self.pattern, Structured)
+
+    @property
     def needs(self) -> frozenset[str]:
         """Statistics that criterion and refinements want."""
         wanted = [self.criterion.needs, *(found.needs for found in self.refinements.values())]
+        if self.structured:  # what hangs together shows when the blocks run, and consumers lose a mean
+            wanted.append(frozenset({"mean"}))
         return frozenset().union(*wanted)
 
 
@@ -126,6 +136,7 @@ def choose(recipe: Recipe) -> Choices:
         refinement.require_fit(name, pattern, compare)
     allocation = ALLOCATIONS.get(recipe.allocation)
     _require_consistent(recipe, pattern, refinements)
+    _require_structured(recipe, pattern)
     return Choices(
         recipe, criterion, pattern, sparsity, compare, _coefficients(recipe, sparsity), allocation, refinements
     )
@@ -193,7 +204,7 @@ def _require_ranges(recipe: Recipe) -> None:
         raise UsageError(
             f"sparsity {recipe.sparsity} is outside 0..1: give the share of weights to remove, such as 0.5"
         )
-    for name in ("samples", "seqlen", "batch_size", "refit_steps"):
+    for name in ("samples", "seqlen", "batch_size", "refit_steps", "round_to"):
         if getattr(recipe, name) < 1:
             raise UsageError(f"{name} = {getattr(recipe, name)}: it must be at least 1")
     if recipe.seqlen < 2:
@@ -232,6 +243,25 @@ def _require_consistent(recipe: Recipe, pattern: Any, refinements: dict[str, Any
         )
     if len(recipe.refine) != len(refinements):
         raise UsageError(f"refine = {','.join(recipe.refine)!r} names a refinement twice")
+
+
+def _require_structured(recipe: Recipe, pattern: Any) -> None:
+    """Raises UsageError for words that only go with whole units, and for those that do not go with whole blocks."""
+    from crepe.masks import Structured
+
+    if not isinstance(pattern, Structured):
+        if recipe.format == "sliced":
+            raise UsageError(f"format 'sliced' cuts whole units out: use it with channel, head or block, not {pattern}")
+        if recipe.round_to != 1:
+            raise UsageError(f"round_to = {recipe.round_to}: only for the patterns channel and head, not {pattern}")
+        return
+    if pattern.unit != "block":
+        return
+    if recipe.format != "sliced":
+        raise UsageError("pattern 'block' takes whole blocks out of the model: use --format sliced")
+    for name in ("refine", "allocation", "bounds", "round_to"):
+        if getattr(recipe, name) != getattr(Recipe, name, ()):
+            raise UsageError(f"{name} does not go with pattern 'block': blocks are kept as they are or removed whole")
 
 
 def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

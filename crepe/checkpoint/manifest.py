@@ -39,6 +39,8 @@ def manifest(
         "sparsity": result.sparsity,
         "tensors": {name: report.to_dict() for name, report in result.tensors.items()},
         "fits": result.fits,
+        "units": result.units,
+        "sliced": result.sliced,
         "skipped": result.skipped,
         "notes": result.notes,
         "fingerprint": fingerprint,

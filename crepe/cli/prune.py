@@ -12,7 +12,7 @@ _TEXT = [
     ("--output", "DIR", "folder to write; must not exist"),
     ("--recipe", "NAME|FILE", "a shipped recipe (fast, balanced, best) or a YAML file; flags overrule it"),
     ("--method", "NAME", "importance score: crepe (default), ria, wanda, magnitude"),
-    ("--pattern", "P", "unstructured (default), N:M such as 2:4, or a choice such as dense+2:4"),
+    ("--pattern", "P", "unstructured (default), N:M such as 2:4, channel, head, block, or a choice such as dense+2:4"),
     ("--compare", "GROUP", "unstructured: compare weights over the tensor, each output row, or the global model"),
     ("--coefficients", "FILE", "YAML file with the coefficients of the crepe score"),
     ("--allocation", "NAME", "how the sparsity is divided over tensors: uniform (default), owl, alpha, error"),
@@ -28,10 +28,11 @@ _TEXT = [
     ),
     ("--device", "D", "auto (default), cpu, cuda, cuda:1, ..."),
     ("--dtype", "T", "auto (default: the checkpoint's), bfloat16, float16, float32"),
-    ("--format", "F", "dense (default)"),
+    ("--format", "F", "dense (default), or sliced: channel, head and block with really smaller matrices"),
 ]
 _NUMBERS = [
     ("--sparsity", float, "S", "share of weights to remove (default 0.5; N:M has its own)"),
+    ("--round-to", int, "N", "channel, head: keep a multiple of N units in each layer (default 1)"),
     ("--samples", int, "N", "calibration rows (default 64)"),
     ("--seqlen", int, "L", "tokens per calibration row (default 512)"),
     ("--refit-steps", int, "N", "steps of --refine refit on each block (default 96)"),

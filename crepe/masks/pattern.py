@@ -107,7 +107,8 @@ class NofM(Pattern):
 
 
 def parse_pattern(text: str) -> Pattern:
-    """`unstructured`, `N:M` with 0 < N < M, `dense`, or alternatives for each tensor such as `dense+2:4+4:8`.
+    """`unstructured`, `N:M` with 0 < N < M, `channel`, `head`, `block`, `dense`, or alternatives for each tensor such
+    as `dense+2:4+4:8`.
 
     Raises:
         UsageError: anything else.
@@ -117,12 +118,17 @@ def parse_pattern(text: str) -> Pattern:
         from crepe.masks.mixed import parse_mixed
 
         return parse_mixed(text)
+    if text.strip() in ("channel", "head", "block"):
+        from crepe.masks.structured import Structured
+
+        return Structured(text.strip())
     if text == "unstructured":
         return Unstructured()
     found = re.fullmatch(r"(\d+):(\d+)", text.strip())
     if not found:
         raise UsageError(
-            f"unknown pattern {text!r}: use 'unstructured', N:M such as 2:4, or a choice such as dense+2:4"
+            f"unknown pattern {text!r}: use 'unstructured', N:M such as 2:4, 'channel', 'head', 'block', or a choice "
+            "such as dense+2:4"
         )
     n, m = int(found[1]), int(found[2])
     if not 0 < n < m:

@@ -13,9 +13,12 @@ import torch
 from torch import Tensor
 
 from crepe.calibration.rows import make_rows
+from crepe.checkpoint.blocks import block_state, finished_block
 from crepe.checkpoint.manifest import manifest, read_manifest
+from crepe.checkpoint.sliced import slice_config, write_slices
 from crepe.checkpoint.write import assemble, combine_masks, publish
 from crepe.errors import CrepeError, UsageError
+from crepe.models.blocks import Block
 from crepe.models.resolve import Source
 from crepe.pipeline import distributed
 from crepe.pipeline.fingerprint import refuse_if_changed, run_fingerprint
@@ -32,7 +35,8 @@ from crepe.refine import Refinement
 class Result:
     """What a run did. sparsity: achieved over the pruned tensors; peak_memory_bytes: of this process, resident.
 
-    fits: by block and block refinement, the block's error on held-out batches before and after.
+    fits: by block and block refinement, the block's error on held-out batches before and after. units: of a structured
+    pattern, by block, what became of its units; sliced: how many parameters are left, and how the config says so.
     """
 
     output: str | None
@@ -44,11 +48,14 @@ class Result:
     tensors: dict[str, TensorReport] = field(repr=False, default_factory=dict)
     fits: dict[str, dict[str, list[float]]] = field(repr=False, default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    units: dict[str, Any] = field(repr=False, default_factory=dict)
+    sliced: dict[str, Any] = field(default_factory=dict)
     model: Any = field(default=None, repr=False)
 
     def to_json(self) -> dict[str, Any]:
         keys = ("output", "sparsity", "seconds", "peak_memory_bytes", "skipped", "source", "notes")
-        return {key: getattr(self, key) for key in keys} | {"tensors": len(self.tensors)}
+        found = {key: getattr(self, key) for key in keys} | {"tensors": len(self.tensors)}
+        return {**found, **{key: self.sliced[key] for key in ("parameters", "dense_parameters") if self.sliced}}
 
 
 def prune(model: Any = None, output: str | Path | None = None, *, tokenizer: Any = None, **fields: Any) -> Result:
@@ -172,7 +179,7 @@ def _from_journal(run: _Run, journal: Journal) -> Result:
     done = _walk(run.model, run.choices, run.device, journal, rows)
     result = _result(str(run.output), done, run.started, str(run.source))
     if distributed.is_main():
-        final = assemble(journal.folder, run.model, done.plan.blocks, done.store)
+        final = _assembled(journal.folder, run.model, done, result, journal.folder)
         run.tokenizer.save_pretrained(final)
         if recipe.save_masks:
             combine_masks(journal.folder, len(done.plan.blocks), done.reports, final / "masks.safetensors")
@@ -183,6 +190,27 @@ def _from_journal(run: _Run, journal: Journal) -> Result:
     return result
 
 
+def _assembled(work: Path, model: Any, done: Runner, result: Result, finished: Path | None) -> Path:
+    """Weights and config in a folder. finished: where the pruned blocks are, None for a model in memory."""
+    blocks = done.plan.blocks
+    if done.choices.recipe.format != "sliced":
+        return assemble(work, model, blocks, done.store)
+    slices = done.slices()
+    described = slice_config(model, blocks, slices)
+
+    def state(index: int, block: Block) -> dict[str, Tensor]:
+        return block_state(model, block) if finished is None else finished_block(finished, index)
+
+    shards = write_slices(work, model, blocks, slices, state)
+    result.sliced = {
+        "parameters": described.after,
+        "dense_parameters": described.before,
+        "per_layer": described.per_layer,
+        "config": described.changed,
+    }
+    return assemble(work, model, blocks, done.store, shards, described.config)
+
+
 def _prune_object(model: Any, tokenizer: Any, output: Any, fields: dict[str, Any], started: float) -> Result:
     """A model in memory: pruned in place, and saved where an output is given."""
     from crepe.models.load import use_eager_experts
@@ -191,6 +219,8 @@ def _prune_object(model: Any, tokenizer: Any, output: Any, fields: dict[str, Any
     recipe = build({"model": getattr(model, "name_or_path", "") or type(model).__name__, **fields})
     choices = choose(recipe)
     _require_one_process(choices)
+    if output is None and recipe.format == "sliced":
+        raise UsageError("format 'sliced' writes a folder and leaves the model's own shapes: give an output")
     if rows is None and _needs_rows(choices):
         rows = make_rows(recipe, tokenizer, lambda: model)
     if output is not None and Path(output).exists():
@@ -205,19 +235,21 @@ def _prune_object(model: Any, tokenizer: Any, output: Any, fields: dict[str, Any
     result = _result(str(output) if output else None, done, started, recipe.model)
     result.model = model
     if output is not None and distributed.is_main():
-        _save_object(model, tokenizer, Path(output), choices, rows, result)
+        _save_object(model, tokenizer, Path(output), done, rows, result)
     return result
 
 
-def _save_object(
-    model: Any, tokenizer: Any, output: Path, choices: Choices, rows: Tensor | None, result: Result
-) -> None:
+def _save_object(model: Any, tokenizer: Any, output: Path, done: Runner, rows: Tensor | None, result: Result) -> None:
     """The folder of a model that was pruned in memory, complete as that of a model by name."""
-    final = work_folder(output) / "final"
+    choices, final = done.choices, work_folder(output) / "final"
     if final.parent.exists() and not choices.recipe.overwrite:
         raise CrepeError(f"{final.parent} holds an unfinished run: move it away, or overwrite=True")
     shutil.rmtree(final.parent, ignore_errors=True)
-    model.save_pretrained(final)
+    if choices.recipe.format == "sliced":
+        final.parent.mkdir(parents=True)
+        _assembled(final.parent, model, done, result, None)
+    else:
+        model.save_pretrained(final)
     if tokenizer is not None:
         tokenizer.save_pretrained(final)
     name = choices.recipe.model
@@ -239,7 +271,8 @@ def _already_there(run: _Run) -> Result:
     reports = {name: TensorReport(**about) for name, about in content["tensors"].items()}
     base = content["base_model"]["name"]
     skipped, fits, notes = content["skipped"], content.get("fits", {}), content["notes"]
-    return Result(str(run.output), content["sparsity"], 0.0, 0, skipped, base, reports, fits, notes)
+    more = {"units": content.get("units", {}), "sliced": content.get("sliced", {})}
+    return Result(str(run.output), content["sparsity"], 0.0, 0, skipped, base, reports, fits, notes, **more)
 
 
 def _open_journal(run: _Run) -> Journal:
@@ -296,7 +329,7 @@ def _walk(model: Any, choices: Choices, device: torch.device, journal: Journal |
 
     plan, batch_size = make_plan(model, choices), choices.recipe.batch_size
     while True:
-        runner = Runner(model, plan, choices, device, journal)
+        runner = _runner(choices)(model, plan, choices, device, journal)
         try:
             runner.prune(rows, batch_size)
             return runner
@@ -313,6 +346,15 @@ def _walk(model: Any, choices: Choices, device: torch.device, journal: Journal |
             clear_device_cache(garbage_collection=True)
 
 
+def _runner(choices: Choices) -> type[Runner]:
+    from crepe.pipeline.depth import BlockRunner
+    from crepe.pipeline.structured import UnitRunner
+
+    if not choices.structured:
+        return Runner
+    return BlockRunner if choices.pattern.unit == "block" else UnitRunner
+
+
 def _require_restart(runner: Any, reason: str, possible: bool = True) -> None:
     if not possible or runner.modified or distributed.world_size() > 1:
         raise CrepeError(f"{reason}: start again with a smaller --batch-size or --seqlen")
@@ -323,7 +365,7 @@ def _result(output: str | None, done: Runner, started: float, source: str) -> Re
     total = sum(report.total for report in reports.values())
     zeros = sum(report.zeros for report in reports.values())
     unseen = [name for name, report in reports.items() if not report.tokens and "[" not in name]
-    notes = list(plan.notes)
+    notes = [*plan.notes, *done.notes]
     if unseen and any(report.tokens for report in reports.values()):
         notes.append(f"{len(unseen)} matrices saw no input and were scored by their weights alone, such as {unseen[0]}")
     stuck = [name for name, report in reports.items() if report.columns == "in place" and report.pattern != "dense"]
@@ -332,9 +374,9 @@ def _result(output: str | None, done: Runner, started: float, source: str) -> Re
             f"{len(stuck)} matrices keep the order of their columns, such as {stuck[0]}: nothing beside them in their "
             "block produces their inputs row by row"
         )
-    skipped = [{"name": s.name, "shape": list(s.shape), "reason": s.reason} for s in plan.skipped]
+    skipped = [{"name": s.name, "shape": list(s.shape), "reason": s.reason} for s in [*plan.skipped, *done.left]]
     seconds = time.perf_counter() - started
-    return Result(output, zeros / total, seconds, peak_memory(), skipped, source, reports, done.fits, notes)
+    return Result(output, zeros / total, seconds, peak_memory(), skipped, source, reports, done.fits, notes, done.units)
 
 
 def peak_memory() -> int:

@@ -99,7 +99,7 @@ def prune_views(
         order = None if matrix.order is None else matrix.order.cpu()
         masks[view.name] = Mask(matrix.placed()[1].cpu(), matrix.pattern, order)
         error = list(steps.values())[-1] if steps else norm_error(matrix)
-        zeros, total = _write_back(view, matrix), matrix.dense.numel()
+        zeros, total = write_back(view, matrix), matrix.dense.numel()
         columns = "permuted mask" if order is not None else "folded" if view.name in folded else "in place"
         tokens = sums[view.name].tokens
         reports[view.name] = TensorReport(view.shape, str(matrix.pattern), zeros, total, error, tokens, steps, columns)
@@ -128,7 +128,7 @@ def refined(matrix: Matrix, choices: Choices) -> tuple[Matrix, dict[str, float]]
     return matrix, steps
 
 
-def _write_back(view: View, matrix: Matrix) -> int:
+def write_back(view: View, matrix: Matrix) -> int:
     """Put the weights into the model, in its dtype; returns the zeros among them."""
     weight, kept = matrix.placed()
     pruned = apply_mask(weight.to(view.parameter.dtype), kept)
