@@ -26,7 +26,7 @@ class Recipe:
     method: str = "crepe"
     pattern: str = "unstructured"
     sparsity: float | None = None
-    round_to: int = 1
+    round_to: int | None = None
     compare: str | None = None
     coefficients: str | None = None
     allocation: str = "uniform"
@@ -94,6 +94,14 @@ class Choices:
         from crepe.masks import Structured
 
         return isinstance(self.pattern, Structured)
+
+    @property
+    def round_to(self) -> int:
+        """Of which number the units that stay in a layer are a multiple: as asked, else 8 for channels, because fast
+        kernels want rows of 16 bytes, and 1 for heads."""
+        if self.recipe.round_to is not None:
+            return self.recipe.round_to
+        return 8 if self.structured and self.pattern.unit == "channel" else 1
 
     @property
     def needs(self) -> frozenset[str]:
@@ -204,9 +212,11 @@ def _require_ranges(recipe: Recipe) -> None:
         raise UsageError(
             f"sparsity {recipe.sparsity} is outside 0..1: give the share of weights to remove, such as 0.5"
         )
-    for name in ("samples", "seqlen", "batch_size", "refit_steps", "round_to"):
+    for name in ("samples", "seqlen", "batch_size", "refit_steps"):
         if getattr(recipe, name) < 1:
             raise UsageError(f"{name} = {getattr(recipe, name)}: it must be at least 1")
+    if recipe.round_to is not None and recipe.round_to < 1:
+        raise UsageError(f"round_to = {recipe.round_to}: it must be at least 1")
     if recipe.seqlen < 2:
         raise UsageError(f"seqlen = {recipe.seqlen}: a row needs at least 2 tokens")
     if recipe.pipeline is not None:
@@ -252,7 +262,7 @@ def _require_structured(recipe: Recipe, pattern: Any) -> None:
     if not isinstance(pattern, Structured):
         if recipe.format == "sliced":
             raise UsageError(f"format 'sliced' cuts whole units out: use it with channel, head or block, not {pattern}")
-        if recipe.round_to != 1:
+        if recipe.round_to is not None:
             raise UsageError(f"round_to = {recipe.round_to}: only for the patterns channel and head, not {pattern}")
         return
     if pattern.unit != "block":

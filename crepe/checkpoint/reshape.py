@@ -72,6 +72,7 @@ def _tried(model: Any, fit: Fit, edits: Edits, wanted: Shapes, prefix: str) -> F
     # Configs and models refuse numbers that they cannot use in their own ways.
     with suppress(Exception):
         edit(config, edits)
+        getattr(config, "validate", lambda: None)()
         return Fit(config, {**fit.edits, **edits}, _misfits(model, config, wanted, prefix))
     return None
 
@@ -98,7 +99,7 @@ def _number_edits(config: Any, numbers: Numbers) -> Iterator[Edits]:
     for key, value in _entries(config).items():
         if _is_number(value):
             yield from ({key: new} for new in numbers.get(value, ()))
-        elif isinstance(value, (list, tuple)) and any(_is_number(v) and v in numbers for v in value):
+        elif _is_list(value) and any(_is_number(v) and v in numbers for v in value):
             firsts = {old: new[0] for old, new in numbers.items()}
             yield {key: [firsts.get(v, v) if _is_number(v) else v for v in value]}
 
@@ -122,24 +123,38 @@ def _is_number(value: Any) -> bool:
 def shorter_config(model: Any, wanted: Shapes, kept: Sequence[int], count: int) -> Any:
     """The config of `model` with the blocks at the positions `kept` of `count` alone.
 
-    Counts of blocks become smaller, lists with one entry for each block shorter.
+    Counts of blocks become smaller and lists with one entry for each block shorter; where shapes still differ, so do
+    positions of blocks, alone or in a list.
 
     Raises:
         UsageError: no such config builds a model with the shapes `wanted`.
     """
-    lists = {
-        key: [value[i] for i in kept]
-        for key, value in _entries(model.config).items()
-        if isinstance(value, (list, tuple)) and len(value) == count
-    }
-    for key, value in _entries(model.config).items():
-        if not _is_number(value) or value != count:
-            continue
-        for edits in ({key: len(kept), **lists}, {**lists, key: len(kept)}, {key: len(kept)}):
-            fit = _tried(model, Fit(model.config, {}, frozenset()), edits, wanted, "")
-            if fit is not None and not fit.misfits:
-                return fit.config
+    entries = _entries(model.config)
+    lists = {key: [value[i] for i in kept] for key, value in entries.items() if _is_list(value) and len(value) == count}
+    counts = [key for key, value in entries.items() if _is_number(value) and value == count]
+    shorter = [{key: len(kept), **lists} for key in counts] + ([lists] if lists else [])
+    everything: _Misfits = frozenset({("", None)})
+    fits = (_tried(model, Fit(model.config, {}, everything), edits, wanted, "") for edits in shorter)
+    for fit in (fit for fit in fits if fit is not None):
+        for edits in _moved_positions(entries, kept, count):
+            tried = _tried(model, fit, edits, wanted, "") if fit.misfits else None
+            fit = tried if tried is not None and tried.misfits < fit.misfits else fit
+        if not fit.misfits:
+            return fit.config
     raise UsageError(
         f"no config of {type(model).__name__} describes {len(kept)} of its {count} blocks: "
         "this family cannot lose these blocks"
     )
+
+
+def _moved_positions(entries: Mapping[str, Any], kept: Sequence[int], count: int) -> Iterator[Edits]:
+    """A number may say how many blocks at the beginning are of a kind, a list of numbers which ones are."""
+    for key, value in entries.items():
+        if _is_number(value) and 0 < value <= count:
+            yield {key: sum(position < value for position in kept)}
+        elif _is_list(value) and value and all(_is_number(v) and 0 <= v < count for v in value):
+            yield {key: [kept.index(v) for v in value if v in kept]}
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple))

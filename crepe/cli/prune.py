@@ -32,7 +32,7 @@ _TEXT = [
 ]
 _NUMBERS = [
     ("--sparsity", float, "S", "share of weights to remove (default 0.5; N:M has its own)"),
-    ("--round-to", int, "N", "channel, head: keep a multiple of N units in each layer (default 1)"),
+    ("--round-to", int, "N", "channel, head: keep a multiple of N units in each layer (default 8 channels, 1 head)"),
     ("--samples", int, "N", "calibration rows (default 64)"),
     ("--seqlen", int, "L", "tokens per calibration row (default 512)"),
     ("--refit-steps", int, "N", "steps of --refine refit on each block (default 96)"),

@@ -91,8 +91,8 @@ def cosine_sum(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def hidden_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """The hidden states among a block's arguments: the first tensor of real numbers with (batch, tokens, hidden)."""
+    """The hidden states that a block is called with: its first argument, or the first by name that could be them."""
     for value in (*args, *kwargs.values()):
-        if isinstance(value, Tensor) and value.is_floating_point() and value.dim() == 3:
+        if isinstance(value, Tensor) and value.is_floating_point() and value.dim() >= 3:
             return value
-    raise CrepeError("a block takes no hidden states of shape (batch, tokens, hidden): its influence is unknown")
+    raise CrepeError("a block is called without hidden states (batch, tokens, hidden): its influence is unknown")

@@ -77,7 +77,7 @@ class UnitRunner(Runner):
 
     def _count(self, sparsities: Mapping[str, float]) -> None:
         """Units kept of each group. Raises UsageError where one would be emptied, or nothing would be removed."""
-        pattern, multiple = self.choices.pattern, self.choices.recipe.round_to
+        pattern, multiple = self.choices.pattern, self.choices.round_to
         every = [group for groups in self.groups.values() for group in groups]
         self.keep = {group.name: kept_units(group.units, sparsities[group.name], multiple) for group in every}
         for group in every:
