@@ -19,8 +19,8 @@ def card(manifest: dict[str, Any], evaluation: dict[str, Any] | None) -> str:
         f"# {_title(manifest)}",
         _summary(manifest),
         "## Before and after\n\n" + _numbers(evaluation),
-        "## Size and speed\n\n" + _NO_GAIN,
-        "## Use\n\n" + _USE,
+        "## Size and speed\n\n" + (_sliced_size(manifest) if "sliced" in manifest else _NO_GAIN),
+        "## Use\n\n" + (_USE_WITH_CREPE if manifest.get("sliced", {}).get("per_layer") else _USE),
         "## How it was made\n\n" + _recipe(manifest),
     ]
     return "\n\n".join(parts) + "\n"
@@ -33,6 +33,23 @@ folder = "path/to/this/folder"
 model = AutoModelForCausalLM.from_pretrained(folder)
 tokenizer = AutoTokenizer.from_pretrained(folder)
 ```"""
+
+
+_USE_WITH_CREPE = """The layers have different widths, which transformers does not know of by itself: import crepe first
+(`pip install crepe-prune`), or loading fails.
+
+```python
+import crepe
+""" + _USE.removeprefix("```python\n")
+
+
+def _sliced_size(manifest: dict[str, Any]) -> str:
+    sliced, pattern = manifest["sliced"], manifest["recipe"]["pattern"]
+    share = 1 - sliced["parameters"] / sliced["dense_parameters"]
+    return (
+        f"The removed {pattern}s are cut out: the checkpoint has **{sliced['parameters']:,} parameters** instead of "
+        f"{sliced['dense_parameters']:,}, {share:.1%} fewer, in ordinary smaller matrices. Speed was not measured."
+    )
 
 
 def _title(manifest: dict[str, Any]) -> str:
@@ -74,9 +91,10 @@ def _summary(manifest: dict[str, Any]) -> str:
     revision = f" at revision `{base['revision']}`" if base["revision"] else ""
     tensors = manifest["tensors"]
     total = sum(about["total"] for about in tensors.values())
+    state = "removed" if "sliced" in manifest else "zero"
     return (
         f"`{base['name']}`{revision}, pruned with [crepe](https://pypi.org/project/crepe-prune): "
-        f"{manifest['sparsity']:.2%} of the {total:,} weights in {len(tensors)} matrices are zero. "
+        f"{manifest['sparsity']:.2%} of the {total:,} weights in {len(tensors)} matrices are {state}. "
         f"{len(manifest['skipped'])} tensors stay dense; `crepe.json` says which and why."
     )
 

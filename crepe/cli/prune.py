@@ -83,14 +83,23 @@ def run(arguments: argparse.Namespace) -> None:
 def _show(result: Any, as_json: bool) -> None:
     from crepe.cli.output import emit, megabytes
 
+    state = "removed" if result.sliced else "zero"
     lines = [
-        f"{result.output}: {result.sparsity:.2%} of the weights in {len(result.tensors)} matrices are zero, "
+        f"{result.output}: {result.sparsity:.2%} of the weights in {len(result.tensors)} matrices are {state}, "
         f"{len(result.skipped)} tensors stay dense",
         f"{result.seconds:.1f} s, peak memory {megabytes(result.peak_memory_bytes)}",
-        "dense zeros: the same size and speed as before; quality: "
-        f"crepe eval {result.output} --reference BASE_MODEL --save",
+        f"{_size(result.sliced)}; quality: crepe eval {result.output} --reference BASE_MODEL --save",
     ]
     emit(as_json, result.to_json(), [*lines, *(f"note: {note}" for note in result.notes)])
+
+
+def _size(sliced: dict[str, Any]) -> str:
+    if not sliced:
+        return "dense zeros: the same size and speed as before"
+    keys = "a width for each layer: import crepe to load it"
+    if not sliced["per_layer"]:
+        keys = ", ".join(f"{key} {value}" for key, value in sliced["config"].items())
+    return f"sliced: {sliced['parameters']:,} parameters instead of {sliced['dense_parameters']:,} ({keys})"
 
 
 def _dry_run(given: dict[str, Any], as_json: bool) -> None:
@@ -125,7 +134,9 @@ def _dry_run(given: dict[str, Any], as_json: bool) -> None:
         f"expected: memory {megabytes(needs.memory)}, disk {megabytes(needs.disk)}, "
         f"about {needs.seconds:.0f} s on this machine without loading"
         + (" and without writing the calibration text" if recipe.calibration == "self" else ""),
-        "dense zeros: the output is as large and as fast as the dense model",
+        "dense zeros: the output is as large and as fast as the dense model"
+        if recipe.format == "dense"
+        else f"format {recipe.format}: the output is smaller than the dense model",
         *(f"note: {note}" for note in plan.notes),
     ]
     emit(as_json, result, lines)

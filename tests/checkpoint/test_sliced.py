@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import quantizer
 import torch
 from torch import Tensor
 
 import crepe
-import quantizer
 from crepe.checkpoint.reshape import build_on_meta, shapes_of
 from crepe.checkpoint.sliced import new_names, resize_for, slice_tensors
 from crepe.errors import CrepeError, UsageError
@@ -158,7 +158,7 @@ def test_a_later_format_is_refused() -> None:
         resize_for(None, {"version": 2, "shapes": {}, "per_layer_config": {}})
 
 
-def test_shapes_that_do_not_come_out_are_named() -> None:
+def test_a_parameter_that_no_key_reaches_is_resized_alone() -> None:
     model = build_on_meta(tiny_model("llama"), tiny_model("llama").config)
     data = {"version": 1, "shapes": {"model.layers.0.mlp.up_proj.weight": [48, 32]}, "per_layer_config": {"0": {}}}
     resize_for(model, data)
@@ -166,7 +166,7 @@ def test_shapes_that_do_not_come_out_are_named() -> None:
 
 
 def test_heads_that_no_config_knows_are_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no config of GPT2LMHeadModel describes .* --format dense"):
+    with pytest.raises(UsageError, match=r"no config of GPT2LMHeadModel describes .* --format dense"):
         _sliced("gpt2", tmp_path / "out", pattern="head", sparsity=0.5)
     assert not list(tmp_path.iterdir())
 
@@ -189,7 +189,7 @@ def test_without_blocks_the_others_go_on(model_type: str, tmp_path: Path) -> Non
 
 
 def test_lists_with_an_entry_for_each_block_become_shorter(tmp_path: Path) -> None:
-    _, result = _sliced("smollm3", tmp_path / "out", pattern="block", sparsity=0.4)
+    _sliced("smollm3", tmp_path / "out", pattern="block", sparsity=0.4)
     config = _config(tmp_path / "out")
     assert len(config["no_rope_layers"]) == len(config["layer_types"]) == config["num_hidden_layers"] == 2
 
