@@ -170,15 +170,22 @@ def _read(name: str) -> dict[str, Any]:
     return {str(key).replace("-", "_"): value for key, value in content.items()}
 
 
+# Sections of a recipe file: for which patterns each is put on top.
+_SECTIONS = {"n_of_m": "N:M patterns", "structured": "the patterns channel and head"}
+
+
 def _for_pattern(content: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """A recipe file's content with its section `n_of_m` on top where the pattern of the run is N:M: repairs that only
-    groups of neighbours know, and no allocation, since every tensor has the same sparsity."""
+    """A recipe file's content with the section for the pattern of the run on top: repairs that only groups of
+    neighbours know and no allocation for N:M, repairs that keep their mask where whole units go."""
     content = dict(content)
-    section = content.pop("n_of_m", {})
+    sections = {name: content.pop(name, {}) for name in _SECTIONS}
+    for name, section in sections.items():
+        if not isinstance(section, dict):
+            raise UsageError(f"{name} = {section!r}: expected a section of recipe keys for {_SECTIONS[name]}")
     pattern = str(given.get("pattern", content.get("pattern", Recipe.pattern)))
-    if not isinstance(section, dict):
-        raise UsageError(f"n_of_m = {section!r}: expected a section of recipe keys for N:M patterns")
-    return {**content, **section} if ":" in pattern and "+" not in pattern else content
+    if pattern in ("channel", "head"):
+        return {**content, **sections["structured"]}
+    return {**content, **sections["n_of_m"]} if ":" in pattern and "+" not in pattern else content
 
 
 def _require_known(values: dict[str, Any], source: str | None) -> None:

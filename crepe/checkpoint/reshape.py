@@ -40,8 +40,10 @@ def build_on_meta(model: Any, config: Any) -> Any:
 
 
 def shapes_of(model: Any) -> dict[str, tuple[int, ...]]:
-    """Shape of every parameter that is not another one under a second name."""
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    """Shape of every parameter that is not another one under a second name, whether the two are one tensor yet or
+    not: where weights stay on disk they are tied late."""
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters() if name not in tied}
 
 
 def fit_config(model: Any, wanted: Shapes, numbers: Numbers, extra: Sequence[Edits] = (), prefix: str = "") -> Fit:

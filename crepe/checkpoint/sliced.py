@@ -90,13 +90,20 @@ def slice_config(model: Any, blocks: Sequence[Block], slices: Slices) -> Describ
     if not fit.misfits:
         return Described(fit.config, fit.edits, _count(shapes), _count(wanted))
     per_layer: dict[str, dict[str, Any]] = {}
+    attributes: dict[str, int] = {}
     for index, block in enumerate(blocks):
         records = slices.units[block.name]
         prefix = block.name + "."
         fit = fit_config(model, wanted, _numbers([records]), _head_sizes([records]), prefix)
-        _require_resizable(model, fit.names, records)
-        if fit.edits:
-            per_layer[str(index)] = fit.edits
+        edits = fit.edits
+        if fit.misfits:
+            _require_resizable(model, fit.names, records)
+            numbers = [record["attributes"] for record in records if record["attributes"]]
+            attributes |= {name: value for found in numbers for name, value in found.items()}
+            # They were tried in the block as the model has it.
+            edits = {} if numbers else edits
+        if edits:
+            per_layer[str(index)] = edits
     changed = {name: list(shape) for name, shape in wanted.items() if shape != shapes[name]}
     config = copy.deepcopy(model.config)
     config.quantization_config = {
@@ -105,6 +112,7 @@ def slice_config(model: Any, blocks: Sequence[Block], slices: Slices) -> Describ
         "version": VERSION,
         "shapes": changed,
         "per_layer_config": per_layer,
+        **({"attributes": attributes} if attributes else {}),
     }
     return Described(config, per_layer, _count(shapes), _count(wanted), per_layer=True)
 
@@ -159,11 +167,11 @@ def _head_sizes(records: Any) -> list[dict[str, Any]]:
 
 
 def _require_resizable(model: Any, names: Sequence[str], records: Sequence[Mapping[str, Any]]) -> None:
-    """Raises UsageError where parameters do not get their shapes from a config and more than their modules knows."""
+    """Raises UsageError where no config gives parameters their shapes and they cannot be resized alone either."""
     for name in names:
         owner = model.get_submodule(name.rpartition(".")[0])
-        heads = any(record["width"] > 1 for record in records)
-        if heads or (not isinstance(owner, nn.Linear) and not _is_conv1d(owner)):
+        known = isinstance(owner, nn.Linear) or _is_conv1d(owner)
+        if not known or any(record["width"] > 1 and record["attributes"] is None for record in records):
             raise UsageError(
                 f"no config of {type(model).__name__} describes {name!r} without the units that go: "
                 "use --format dense, which leaves zeros in place"
@@ -195,7 +203,7 @@ def resize_for(model: Any, data: Mapping[str, Any]) -> None:
     """Give `model`, on the meta device, the shapes of a sliced checkpoint, in place.
 
     data: the checkpoint's `quantization_config`. Layers with keys of their own are taken from a model that is built
-    with these keys; what still differs is resized alone.
+    with these keys; what still differs is resized alone, with the numbers that `attributes` names.
 
     Raises:
         CrepeError: a later format, or shapes that do not come out.
@@ -214,6 +222,9 @@ def resize_for(model: Any, data: Mapping[str, Any]) -> None:
         model.get_submodule(holder)[int(place)] = block.module
     for name, shape in data["shapes"].items():
         _resize(model, name, tuple(shape))
+    for name, value in data.get("attributes", {}).items():
+        path, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(path), attribute, value)
     wrong = [name for name, shape in shapes_of(model).items() if list(shape) != data["shapes"].get(name, list(shape))]
     if wrong:
         raise CrepeError(f"{wrong[0]!r} cannot be given the shape {data['shapes'][wrong[0]]} of the checkpoint")
@@ -226,10 +237,15 @@ def _resize(model: Any, name: str, shape: tuple[int, ...]) -> None:
     if tuple(old.shape) == shape:
         return
     setattr(owner, attribute, nn.Parameter(torch.empty(shape, dtype=old.dtype, device=old.device), requires_grad=False))
+    set_sizes(owner, attribute)
+
+
+def set_sizes(owner: Any, attribute: str) -> None:
+    """Let a Linear or Conv1D say the shape of its weight, which has changed."""
     if attribute == "weight" and isinstance(owner, nn.Linear):
-        owner.out_features, owner.in_features = shape
+        owner.out_features, owner.in_features = owner.weight.shape
     elif attribute == "weight" and _is_conv1d(owner):
-        owner.nx, owner.nf = shape
+        owner.nx, owner.nf = owner.weight.shape
 
 
 def _is_conv1d(module: nn.Module) -> bool:

@@ -270,14 +270,14 @@ class _Trial:
 
     def belongs(self, consumer: Part, parts: Sequence[Part]) -> bool:
         """Do `parts` reach the output through the units of `consumer` alone, each through its own?"""
-        with _removed(parts):
+        with removed(parts):
             alone = real_tensors(self.run())
         return self._differ(self.before, alone) and self._same([consumer], [consumer, *parts])
 
     def _same(self, consumers: Sequence[Part], parts: Sequence[Part]) -> bool:
-        with _removed(consumers):
+        with removed(consumers):
             masked = real_tensors(self.run())
-        with _removed(parts):
+        with removed(parts):
             whole = real_tensors(self.run())
         if not len(self.before) == len(masked) == len(whole):
             return False
@@ -290,8 +290,8 @@ class _Trial:
 
 
 @contextmanager
-def _removed(parts: Sequence[Part]) -> Iterator[None]:
-    """Every other unit is at zero inside."""
+def removed(parts: Sequence[Part]) -> Iterator[None]:
+    """Every other unit, from the second on, is at zero inside."""
     parameters = {(id(part.owner), part.attribute): getattr(part.owner, part.attribute) for part in parts}
     saved = [(parameter, parameter.data.clone()) for parameter in parameters.values()]
     for part in parts:

@@ -13,12 +13,9 @@ import torch
 from torch import Tensor
 
 from crepe.calibration.rows import make_rows
-from crepe.checkpoint.blocks import block_state, finished_block
 from crepe.checkpoint.manifest import manifest, read_manifest
-from crepe.checkpoint.sliced import slice_config, write_slices
 from crepe.checkpoint.write import assemble, combine_masks, publish
 from crepe.errors import CrepeError, UsageError
-from crepe.models.blocks import Block
 from crepe.models.resolve import Source
 from crepe.pipeline import distributed
 from crepe.pipeline.fingerprint import refuse_if_changed, run_fingerprint
@@ -27,6 +24,7 @@ from crepe.pipeline.output import require_replaceable, require_room
 from crepe.pipeline.plan import Plan, make_plan
 from crepe.pipeline.prune import TensorReport
 from crepe.pipeline.run import Runner
+from crepe.pipeline.slices import assemble_slices
 from crepe.recipe import Choices, Recipe, build, choose
 from crepe.refine import Refinement
 
@@ -179,7 +177,10 @@ def _from_journal(run: _Run, journal: Journal) -> Result:
     done = _walk(run.model, run.choices, run.device, journal, rows)
     result = _result(str(run.output), done, run.started, str(run.source))
     if distributed.is_main():
-        final = _assembled(journal.folder, run.model, done, result, journal.folder)
+        if recipe.format == "sliced":
+            final, result.sliced = assemble_slices(journal.folder, run.model, done)
+        else:
+            final = assemble(journal.folder, run.model, done.plan.blocks, done.store)
         run.tokenizer.save_pretrained(final)
         if recipe.save_masks:
             combine_masks(journal.folder, len(done.plan.blocks), done.reports, final / "masks.safetensors")
@@ -188,27 +189,6 @@ def _from_journal(run: _Run, journal: Journal) -> Result:
         publish(final, run.output, recipe.overwrite or recipe.resume)
     distributed.wait()
     return result
-
-
-def _assembled(work: Path, model: Any, done: Runner, result: Result, finished: Path | None) -> Path:
-    """Weights and config in a folder. finished: where the pruned blocks are, None for a model in memory."""
-    blocks = done.plan.blocks
-    if done.choices.recipe.format != "sliced":
-        return assemble(work, model, blocks, done.store)
-    slices = done.slices()
-    described = slice_config(model, blocks, slices)
-
-    def state(index: int, block: Block) -> dict[str, Tensor]:
-        return block_state(model, block) if finished is None else finished_block(finished, index)
-
-    shards = write_slices(work, model, blocks, slices, state)
-    result.sliced = {
-        "parameters": described.after,
-        "dense_parameters": described.before,
-        "per_layer": described.per_layer,
-        "config": described.changed,
-    }
-    return assemble(work, model, blocks, done.store, shards, described.config)
 
 
 def _prune_object(model: Any, tokenizer: Any, output: Any, fields: dict[str, Any], started: float) -> Result:
@@ -247,7 +227,7 @@ def _save_object(model: Any, tokenizer: Any, output: Path, done: Runner, rows: T
     shutil.rmtree(final.parent, ignore_errors=True)
     if choices.recipe.format == "sliced":
         final.parent.mkdir(parents=True)
-        _assembled(final.parent, model, done, result, None)
+        _, result.sliced = assemble_slices(final.parent, model, done)
     else:
         model.save_pretrained(final)
     if tokenizer is not None:

@@ -19,12 +19,16 @@ from crepe.models.blocks import Block
 from crepe.models.units import UnitGroup, find_units
 from crepe.models.views import Skipped
 from crepe.pipeline import distributed
+from crepe.pipeline.attributes import following_attributes
 from crepe.pipeline.capture import InputRecorder
 from crepe.pipeline.fold import run_once
 from crepe.pipeline.prune import TensorReport, matrices, statistics_of
 from crepe.pipeline.run import Runner, Sums
 from crepe.pipeline.units import Removed, clear_vectors, cuts_of, records_of, remove_units
 from crepe.pipeline.walk import Walk
+
+# Structure shows in a few dozen tokens of one row as well as in all.
+_TOKENS = 64
 
 
 class UnitRunner(Runner):
@@ -35,6 +39,8 @@ class UnitRunner(Runner):
         self.groups: dict[str, list[UnitGroup]] = {}
         self.keep: dict[str, int] = {}
         self.removed: dict[str, Removed] = {}
+        # Numbers of modules that follow their heads, by consumer.
+        self.attributes: dict[str, dict[str, int] | None] = {}
         # Why a block has no units, by block.
         self.reasons: dict[str, str] = {}
 
@@ -48,8 +54,7 @@ class UnitRunner(Runner):
     def _sparsities(self, batches: list[Tensor]) -> dict[str, float]:
         if self.finished:
             return {}
-        # Structure shows in one row as well as in all.
-        self._each_block("structure", [batches[0][:1]], self._find)
+        self._each_block("structure", [batches[0][:1, :_TOKENS]], self._find)
         self._require_units()
         sparsities = _equal_for_experts(self.groups, super()._sparsities(batches))
         self._count(sparsities)
@@ -62,6 +67,10 @@ class UnitRunner(Runner):
         prunable = {view.name for view in self.plan.inventories[index].views}
         groups = [group for group in found.groups if all(view.name in prunable for view in group.views)]
         self.groups[block.name] = groups
+        if self.choices.pattern.unit == "head" and self.choices.recipe.format == "sliced":
+            run = run_once(block, walk)
+            for group in groups:
+                self.attributes[group.name] = following_attributes(group, block, self.plan.blocks, run)
         if not groups:
             self.reasons[block.name] = found.reason or "what belongs to its units is excluded"
         if not walk.is_last(block):
@@ -98,7 +107,7 @@ class UnitRunner(Runner):
         kept, units = {}, {}
         for name, groups in self.groups.items():
             stays = {group.name: torch.arange(group.units) < self.keep[group.name] for group in groups}
-            kept[name], units[name] = cuts_of(groups, stays), records_of(groups, self.keep)
+            kept[name], units[name] = cuts_of(groups, stays), records_of(groups, self.keep, self.attributes)
         slice_config(self.model, self.plan.blocks, Slices(kept, units))
 
     def _prune_block(
@@ -106,7 +115,7 @@ class UnitRunner(Runner):
     ) -> tuple[dict[str, TensorReport], dict[str, Mask]]:
         done = remove_units(self.groups[block.name], sums, self.keep, self.choices)
         self.removed[block.name] = done
-        self.units[block.name] = records_of(self.groups[block.name], self.keep)
+        self.units[block.name] = records_of(self.groups[block.name], self.keep, self.attributes)
         return done.reports, done.masks
 
     def _repair(self, index: int, block: Block, *arguments: Any) -> dict[str, list[float]]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from crepe.calibration.statistics import ChannelSums
 from crepe.masks import Mask, Matrix, Structured, select_largest
 from crepe.models.coupling import row_vectors
-from crepe.models.units import Part, UnitGroup
+from crepe.models.units import UnitGroup
 from crepe.models.views import View
 from crepe.pipeline.prune import Statistics, TensorReport, norm_error, refined, scores, statistics_of, write_back
 from crepe.recipe import Choices
@@ -126,21 +126,22 @@ def _positions(mask: Tensor) -> Tensor:
     return mask.nonzero()[:, -1].reshape(*mask.shape[:-1], -1).int()
 
 
-def records_of(groups: Sequence[UnitGroup], keep: Mapping[str, int]) -> list[dict[str, Any]]:
-    """One line for each consumer parameter, for the journal and crepe.json. The experts of one have equal counts."""
-    lines = {
-        group.consumer.name: {
+def records_of(
+    groups: Sequence[UnitGroup], keep: Mapping[str, int], attributes: Mapping[str, dict[str, int] | None] | None = None
+) -> list[dict[str, Any]]:
+    """One line for each consumer parameter, for the journal and crepe.json. The experts of one have equal counts.
+
+    attributes: by consumer, what `following_attributes` found.
+    """
+    lines = {}
+    for group in groups:
+        numbers = (attributes or {}).get(group.name)
+        lines[group.consumer.name] = {
             "consumer": group.consumer.name,
             "units": group.units,
             "kept": keep[group.name],
             "heads": group.heads,
             "width": group.width,
+            "attributes": None if numbers is None else {n: each * keep[group.name] for n, each in numbers.items()},
         }
-        for group in groups
-    }
     return list(lines.values())
-
-
-def parts_by_parameter(groups: Sequence[UnitGroup]) -> dict[str, Part]:
-    """Any part of each parameter that loses something."""
-    return {part.name: part for group in groups for part in group.parts}

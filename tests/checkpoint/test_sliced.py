@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import quantizer
 import torch
 from torch import Tensor
 
 import crepe
+import quantizer
+from conftest import save_tokenizer
 from crepe.checkpoint.reshape import build_on_meta, shapes_of
 from crepe.checkpoint.sliced import new_names, resize_for, slice_tensors
 from crepe.errors import CrepeError, UsageError
 from crepe.models.blocks import find_blocks
 from crepe.pipeline.walk import forward_tokens
 from families import tiny_model
+from runs import prune_named
 
 ROWS = torch.randint(3, 128, (6, 24), generator=torch.Generator().manual_seed(0))
 
@@ -101,6 +103,18 @@ def test_unused_keys_are_left_alone(tmp_path: Path) -> None:
     assert (config["intermediate_size"], config["max_position_embeddings"], config["eos_token_id"]) == (48, 64, 64)
 
 
+def test_tied_embeddings_on_disk_are_one_parameter(text_file: str, tmp_path: Path) -> None:
+    """Where weights stay on disk, the output embedding is a parameter of its own until it is tied."""
+    model = tiny_model("llama", tie_word_embeddings=True)
+    model.save_pretrained(tmp_path / "dense")
+    save_tokenizer(tmp_path / "dense")
+    fields = {"pattern": "channel", "sparsity": 0.25, "format": "sliced"}
+    result = prune_named(str(tmp_path / "dense"), tmp_path / "out", text_file, **fields)
+    assert result.sliced["dense_parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert result.sliced["config"] == {"intermediate_size": 48} and not result.sliced["per_layer"]
+    assert sum(parameter.numel() for parameter in _loaded(tmp_path / "out").parameters()) == result.sliced["parameters"]
+
+
 # One width for each layer
 
 
@@ -165,7 +179,29 @@ def test_a_parameter_that_no_key_reaches_is_resized_alone() -> None:
     assert model.model.layers[0].mlp.up_proj.out_features == 48
 
 
-def test_heads_that_no_config_knows_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize("model_type", ["gpt2", "opt", "gpt_neox", "stablelm"])
+def test_heads_that_no_config_knows_take_their_numbers_along(model_type: str, registered: None, tmp_path: Path) -> None:
+    """The size of their heads is the hidden size by their number, so no config describes fewer of the same size."""
+    masked, result = _sliced(model_type, tmp_path / "out", pattern="head", sparsity=0.5)
+    attributes = _config(tmp_path / "out")["quantization_config"]["attributes"]
+    assert attributes and not any("layer_idx" in name for name in attributes)
+    loaded = _check_equal(masked, tmp_path / "out", result)
+    assert loaded.generate(ROWS[:1], max_new_tokens=4, do_sample=False).shape == (1, 28)
+
+
+def test_an_index_that_looks_like_a_count_is_left_alone(registered: None, tmp_path: Path) -> None:
+    """The fifth block has the index 4, and 4 heads."""
+    model = tiny_model("gpt2", n_layer=6)
+    crepe.prune(model, tmp_path / "out", rows=ROWS, batch_size=2, pattern="head", sparsity=0.5, format="sliced")
+    loaded = _loaded(tmp_path / "out")
+    assert [block.module.attn.layer_idx for block in find_blocks(loaded)] == list(range(6))
+    assert (_logits(model) - _logits(loaded)).abs().max() < 1e-5
+
+
+def test_what_cannot_be_resized_is_refused_before_anything_is_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("crepe.pipeline.structured.following_attributes", lambda *arguments: None)
     with pytest.raises(UsageError, match=r"no config of GPT2LMHeadModel describes .* --format dense"):
         _sliced("gpt2", tmp_path / "out", pattern="head", sparsity=0.5)
     assert not list(tmp_path.iterdir())

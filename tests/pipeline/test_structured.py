@@ -223,7 +223,7 @@ def test_a_kill_between_the_last_block_and_the_output_is_resumed(
         raise Killed
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("crepe.pipeline.job.write_slices", killed)
+        patch.setattr("crepe.pipeline.slices.write_slices", killed)
         with pytest.raises(Killed):
             prune_named(folder, tmp_path / "resumed", text_file, **fields)
     prune_named(folder, tmp_path / "resumed", text_file, resume=True, **fields)
@@ -311,3 +311,12 @@ def test_all_blocks_cannot_go(
     words += ["--samples", "2", "--seqlen", "24", "--pattern", "block", "--sparsity", "0.9", "--format", "sliced"]
     assert "3 of 3 blocks" in fails(capsys, 2, *words)
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
+
+
+@pytest.mark.parametrize("name", ["fast", "balanced", "best"])
+@pytest.mark.parametrize("pattern", ["channel", "head"])
+def test_shipped_recipes_repair_what_whole_units_leave(name: str, pattern: str) -> None:
+    from crepe.recipe import build, choose
+
+    choices = choose(build({"model": "tiny", "pattern": pattern, "recipe": name}))
+    assert list(choices.refinements) == ([] if name == "fast" else ["optimal", "refit"])
