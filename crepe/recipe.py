@@ -29,6 +29,7 @@ class Recipe:
     method: str = "crepe"
     pattern: str = "unstructured"
     sparsity: float | None = None
+    round_to: int | None = None
     compare: str | None = None
     coefficients: str | None = None
     allocation: str = "uniform"
@@ -49,7 +50,6 @@ class Recipe:
     trust_remote_code: bool = False
     save_masks: bool = False
     macs: float | None = None
-    round_to: int = 1
     finetune: int = 0
     optimizer: str = "sgd"
     learning_rate: float = 0.01
@@ -98,9 +98,26 @@ class Choices:
         return any(found.sequential for found in self.refinements.values())
 
     @property
+    def structured(self) -> bool:
+        """Whether whole units are removed: channels, heads or blocks."""
+        from crepe.masks import Structured
+
+        return isinstance(self.pattern, Structured)
+
+    @property
+    def round_to(self) -> int:
+        """Of which number the units that stay in a layer are a multiple: as asked, else 8 for channels, because fast
+        kernels want rows of 16 bytes, and 1 for heads."""
+        if self.recipe.round_to is not None:
+            return self.recipe.round_to
+        return 8 if self.structured and self.pattern.unit == "channel" else 1
+
+    @property
     def needs(self) -> frozenset[str]:
         """Statistics that criterion and refinements want."""
         wanted = [self.criterion.needs, *(found.needs for found in self.refinements.values())]
+        if self.structured:  # what hangs together shows when the blocks run, and consumers lose a mean
+            wanted.append(frozenset({"mean"}))
         return frozenset().union(*wanted)
 
 
@@ -139,6 +156,7 @@ def choose(recipe: Recipe) -> Choices:
         refinement.require_fit(name, pattern, compare)
     allocation = ALLOCATIONS.get(recipe.allocation)
     _require_consistent(recipe, pattern, refinements)
+    _require_structured(recipe, pattern)
     return Choices(
         recipe, criterion, pattern, sparsity, compare, _coefficients(recipe, sparsity), allocation, refinements
     )
@@ -164,15 +182,22 @@ def _read(name: str) -> dict[str, Any]:
     return {str(key).replace("-", "_"): value for key, value in content.items()}
 
 
+# Sections of a recipe file: for which patterns each is put on top.
+_SECTIONS = {"n_of_m": "N:M patterns", "structured": "the patterns channel and head"}
+
+
 def _for_pattern(content: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """A recipe file's content with its section `n_of_m` on top where the pattern of the run is N:M: repairs that only
-    groups of neighbours know, and no allocation, since every tensor has the same sparsity."""
+    """A recipe file's content with the section for the pattern of the run on top: repairs that only groups of
+    neighbours know and no allocation for N:M, repairs that keep their mask where whole units go."""
     content = dict(content)
-    section = content.pop("n_of_m", {})
+    sections = {name: content.pop(name, {}) for name in _SECTIONS}
+    for name, section in sections.items():
+        if not isinstance(section, dict):
+            raise UsageError(f"{name} = {section!r}: expected a section of recipe keys for {_SECTIONS[name]}")
     pattern = str(given.get("pattern", content.get("pattern", Recipe.pattern)))
-    if not isinstance(section, dict):
-        raise UsageError(f"n_of_m = {section!r}: expected a section of recipe keys for N:M patterns")
-    return {**content, **section} if ":" in pattern and "+" not in pattern else content
+    if pattern in ("channel", "head"):
+        return {**content, **sections["structured"]}
+    return {**content, **sections["n_of_m"]} if ":" in pattern and "+" not in pattern else content
 
 
 def _require_known(values: dict[str, Any], source: str | None) -> None:
@@ -207,8 +232,9 @@ def _require_ranges(recipe: Recipe) -> None:
             f"sparsity {recipe.sparsity} is outside 0..1: give the share of weights to remove, such as 0.5"
         )
     for name in ("samples", "seqlen", "batch_size", "refit_steps", "round_to"):
-        if getattr(recipe, name) < 1:
-            raise UsageError(f"{name} = {getattr(recipe, name)}: it must be at least 1")
+        value = getattr(recipe, name)
+        if value is not None and value < 1:
+            raise UsageError(f"{name} = {value}: it must be at least 1")
     if recipe.seqlen < 2:
         raise UsageError(f"seqlen = {recipe.seqlen}: a row needs at least 2 tokens")
     if recipe.pipeline is not None:
@@ -256,6 +282,25 @@ def _require_consistent(recipe: Recipe, pattern: Any, refinements: dict[str, Any
         )
     if len(recipe.refine) != len(refinements):
         raise UsageError(f"refine = {','.join(recipe.refine)!r} names a refinement twice")
+
+
+def _require_structured(recipe: Recipe, pattern: Any) -> None:
+    """Raises UsageError for words that only go with whole units, and for those that do not go with whole blocks."""
+    from crepe.masks import Structured
+
+    if not isinstance(pattern, Structured):
+        if recipe.format == "sliced":
+            raise UsageError(f"format 'sliced' cuts whole units out: use it with channel, head or block, not {pattern}")
+        if recipe.round_to is not None:
+            raise UsageError(f"round_to = {recipe.round_to}: only for the patterns channel and head, not {pattern}")
+        return
+    if pattern.unit != "block":
+        return
+    if recipe.format != "sliced":
+        raise UsageError("pattern 'block' takes whole blocks out of the model: use --format sliced")
+    for name in ("refine", "allocation", "bounds", "round_to"):
+        if getattr(recipe, name) != getattr(Recipe, name, ()):
+            raise UsageError(f"{name} does not go with pattern 'block': blocks are kept as they are or removed whole")
 
 
 def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -51,7 +51,7 @@ def bench(
         )
     place = parse_device(device)
     names = {"model": model} | ({"reference": reference} if reference else {})
-    options = {"dtype": dtype, "device": str(place), "trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {"dtype": dtype, "device": str(place), "trust_remote_code": trust_remote_code}
     opened = {role: load(name, **options)[0] for role, name in names.items()}
     for one in opened.values():
         require_length(one.config, prompt + new_tokens + 1)

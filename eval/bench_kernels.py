@@ -137,7 +137,7 @@ def _replayed(run: Callable[[], None]) -> float:
         graph.replay()
         end.record()
     torch.cuda.synchronize()
-    return median(start.elapsed_time(end) for start, end in events) / 1e3
+    return float(median(start.elapsed_time(end) for start, end in events)) / 1e3
 
 
 def bandwidth(place: torch.device) -> float:

@@ -147,13 +147,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny_model(model_type: str, seed: int = 0) -> Any:
-    """A random float32 model of the family, in evaluation mode."""
+def tiny_model(model_type: str, seed: int = 0, **more: Any) -> Any:
+    """A random float32 model of the family, in evaluation mode. more: other keys of its configuration."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    sizes = {**_COMMON, **FAMILIES[model_type]}
+    sizes = {**_COMMON, **FAMILIES[model_type], **more}
     config = AutoConfig.for_model(model_type, **{key: value for key, value in sizes.items() if value is not None})
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():

@@ -27,6 +27,10 @@ def masks_name(index: int) -> str:
     return f"block-{index:05d}.masks.safetensors"
 
 
+def cuts_name(index: int) -> str:
+    return f"block-{index:05d}.cuts.safetensors"
+
+
 def block_files(model: Any, index: int, block: Block, masks: Mapping[str, Mask]) -> dict[str, dict[str, Tensor]]:
     """What to write of a finished block: file name -> tensors.
 
@@ -69,15 +73,30 @@ def checkpoint_tensors(model: Any, state: dict[str, Tensor]) -> dict[str, Tensor
     return {name: tensor.contiguous() for name, tensor in converted.items()}
 
 
-def restore_block(folder: Path, index: int, block: Block, layouts: Mapping[str, Mapping[str, Any]]) -> None:
-    """Load a finished block's pruned tensors into its onloaded module. layouts: of those that are packed."""
+def read_cuts(path: Path) -> dict[str, Tensor]:
+    """What stays of the parameters of a finished block (`Slices.kept`); nothing is cut where there is no file."""
+    from safetensors.torch import load_file
+
+    found: dict[str, Tensor] = load_file(path) if path.exists() else {}
+    return found
+
+
+def finished_block(folder: Path, index: int) -> dict[str, Tensor]:
+    """A finished block's tensors under their names in the model."""
     from safetensors.torch import load_file
 
     path = folder / state_name(index)
-    tensors = unpacked(load_file(path if path.exists() else folder / shard_name(index)), layouts)
+    found: dict[str, Tensor] = load_file(path if path.exists() else folder / shard_name(index))
+    return found
+
+
+def restore_block(folder: Path, index: int, block: Block, layouts: Mapping[str, Mapping[str, Any]]) -> None:
+    """Load a finished block's pruned tensors into its onloaded module. layouts: of those that are packed."""
+    tensors = unpacked(finished_block(folder, index), layouts)
     prefix = block.name + "." if block.name else ""
     own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     with torch.no_grad():
         wrong = block.module.load_state_dict(own, strict=False)
     if wrong.unexpected_keys:
-        raise CrepeError(f"{path} does not fit {block.name}: unexpected {wrong.unexpected_keys[0]!r}; use --overwrite")
+        place, name = folder / shard_name(index), wrong.unexpected_keys[0]
+        raise CrepeError(f"{place} does not fit {block.name}: unexpected {name!r}; use --overwrite")

@@ -19,8 +19,8 @@ def card(manifest: dict[str, Any], evaluation: dict[str, Any] | None) -> str:
         f"# {_title(manifest)}",
         _summary(manifest),
         "## Before and after\n\n" + _numbers(evaluation),
-        "## Size and speed\n\n" + (_packed_size(manifest["packed"]) if "packed" in manifest else _NO_GAIN),
-        "## Use\n\n" + (_USE_PACKED if "packed" in manifest else _USE),
+        "## Size and speed\n\n" + _size(manifest),
+        "## Use\n\n" + _use(manifest),
         "## How it was made\n\n" + _recipe(manifest),
     ]
     return "\n\n".join(parts) + "\n"
@@ -49,6 +49,18 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 `crepe convert FOLDER OUT --format dense` writes the dense checkpoint that loads everywhere, with the same weights."""
 
 
+def _size(manifest: dict[str, Any]) -> str:
+    if "packed" in manifest:
+        return _packed_size(manifest["packed"])
+    return _sliced_size(manifest) if "sliced" in manifest else _NO_GAIN
+
+
+def _use(manifest: dict[str, Any]) -> str:
+    if "packed" in manifest:
+        return _USE_PACKED
+    return _USE_WITH_CREPE if manifest.get("sliced", {}).get("per_layer") else _USE
+
+
 def _packed_size(sizes: dict[str, Any]) -> str:
     dense = [name for name, about in sizes["tensors"].items() if about["layout"] is None]
     own, before = sizes["file_bytes"] / 1e6, sizes["dense_file_bytes"] / 1e6
@@ -59,6 +71,23 @@ def _packed_size(sizes: dict[str, Any]) -> str:
     text += f"{unpacked} tensors are unpacked when they are loaded: smaller on disk only. " if unpacked else ""
     text += f"{len(dense)} pruned tensors stay dense; `crepe.json` says why. " if dense else ""
     return text + "Speed was not measured."
+
+
+_USE_WITH_CREPE = """The layers have different widths, which transformers does not know of by itself: import crepe first
+(`pip install crepe-prune`), or loading fails.
+
+```python
+import crepe
+""" + _USE.removeprefix("```python\n")
+
+
+def _sliced_size(manifest: dict[str, Any]) -> str:
+    sliced, pattern = manifest["sliced"], manifest["recipe"]["pattern"]
+    share = 1 - sliced["parameters"] / sliced["dense_parameters"]
+    return (
+        f"The removed {pattern}s are cut out: the checkpoint has **{sliced['parameters']:,} parameters** instead of "
+        f"{sliced['dense_parameters']:,}, {share:.1%} fewer, in ordinary smaller matrices. Speed was not measured."
+    )
 
 
 def _title(manifest: dict[str, Any]) -> str:
@@ -100,9 +129,10 @@ def _summary(manifest: dict[str, Any]) -> str:
     revision = f" at revision `{base['revision']}`" if base["revision"] else ""
     tensors = manifest["tensors"]
     total = sum(about["total"] for about in tensors.values())
+    state = "removed" if "sliced" in manifest else "zero"
     return (
         f"`{base['name']}`{revision}, pruned with [crepe](https://pypi.org/project/crepe-prune): "
-        f"{manifest['sparsity']:.2%} of the {total:,} weights in {len(tensors)} matrices are zero. "
+        f"{manifest['sparsity']:.2%} of the {total:,} weights in {len(tensors)} matrices are {state}. "
         f"{len(manifest['skipped'])} tensors stay dense; `crepe.json` says which and why."
     )
 

@@ -39,6 +39,8 @@ def manifest(
         "sparsity": result.sparsity,
         "tensors": {name: report.to_dict() for name, report in result.tensors.items()},
         "fits": result.fits,
+        **({"units": result.units} if result.units else {}),
+        **({"sliced": result.sliced} if result.sliced else {}),
         "skipped": result.skipped,
         "notes": result.notes,
         **({"packed": result.packed} if result.packed else {}),

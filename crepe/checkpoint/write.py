@@ -26,25 +26,30 @@ _ALONE = 64 << 20
 
 
 def assemble(
-    work: Path, model: Any, blocks: Sequence[Block], store: WeightStore, section: dict[str, Any] | None = None
+    work: Path,
+    model: Any,
+    blocks: Sequence[Block],
+    store: WeightStore,
+    section: dict[str, Any] | None = None,
+    shards: Sequence[Path] | None = None,
+    config: Any = None,
 ) -> Path:
     """Write weights and config below `work/final` and return that folder.
 
-    section: `quantization_config` of a checkpoint that only crepe reads; its tensors keep their names in memory.
+    section: `quantization_config` of a packed checkpoint; its tensors keep their names in memory.
+    shards, config: what to write instead of the finished blocks in `work` and the model's own config.
     """
+    shards = [work / shard_name(i) for i in range(len(blocks))] if shards is None else shards
     final = work / "final"
     shutil.rmtree(final, ignore_errors=True)
     final.mkdir()
-    parts = [
-        *_rest_files(work, model, blocks, store, section is None),
-        *(work / shard_name(i) for i in range(len(blocks))),
-    ]
+    parts = [*_rest_files(work, model, blocks, store, section is None), *shards]
     try:
         if sum(part.stat().st_size for part in parts) <= ONE_FILE:
             concatenate(parts, final / "model.safetensors")
         else:
             _link_shards(parts, final)
-        _save_config(model, final)
+        _save_config(model, final, config)
         if section is not None:
             write_section(final, section)
     except OSError as error:
@@ -125,14 +130,15 @@ def _link_shards(parts: Sequence[Path], final: Path) -> None:
     (final / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
 
 
-def _save_config(model: Any, final: Path) -> None:
+def _save_config(model: Any, final: Path, config: Any = None) -> None:
     from transformers.dynamic_module_utils import custom_object_save
 
-    config = model.config
+    if config is None:
+        config = model.config
+        if getattr(config, "quantization_config", None) is not None:
+            del config.quantization_config
     config.dtype = str(model.dtype).removeprefix("torch.")
     config.architectures = [type(model).__name__]
-    if getattr(config, "quantization_config", None) is not None:
-        del config.quantization_config
     if type(model).__module__.startswith("transformers_modules"):
         custom_object_save(model, final, config=config)
     config.save_pretrained(final)

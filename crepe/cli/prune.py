@@ -12,7 +12,7 @@ _TEXT = [
     ("--output", "DIR", "folder to write; must not exist"),
     ("--recipe", "NAME|FILE", "a shipped recipe (fast, balanced, best) or a YAML file; flags overrule it"),
     ("--method", "NAME", "importance score: crepe (default), ria, wanda, magnitude"),
-    ("--pattern", "P", "unstructured (default), N:M such as 2:4, or a choice such as dense+2:4"),
+    ("--pattern", "P", "unstructured (default), N:M such as 2:4, channel, head, block, or a choice such as dense+2:4"),
     ("--compare", "GROUP", "unstructured: compare weights over the tensor, each output row, or the global model"),
     ("--coefficients", "FILE", "YAML file with the coefficients of the crepe score"),
     ("--allocation", "NAME", "how the sparsity is divided over tensors: uniform (default), owl, alpha, error"),
@@ -33,6 +33,7 @@ _TEXT = [
 ]
 _NUMBERS = [
     ("--sparsity", float, "S", "share of weights to remove (default 0.5; N:M has its own)"),
+    ("--round-to", int, "N", "channel, head: keep a multiple of N units in each layer (default 8 channels, 1 head)"),
     ("--samples", int, "N", "calibration rows (default 64)"),
     ("--seqlen", int, "L", "tokens per calibration row (default 512)"),
     ("--refit-steps", int, "N", "steps of --refine refit on each block (default 96)"),
@@ -92,11 +93,12 @@ def _show(result: Any, as_json: bool) -> None:
     if hasattr(result, "macs"):
         emit(as_json, result.to_json(), _image_lines(result))
         return
+    state = "removed" if result.sliced else "zero"
     lines = [
-        f"{result.output}: {result.sparsity:.2%} of the weights in {len(result.tensors)} matrices are zero, "
+        f"{result.output}: {result.sparsity:.2%} of the weights in {len(result.tensors)} matrices are {state}, "
         f"{len(result.skipped)} tensors stay dense",
         f"{result.seconds:.1f} s, peak memory {megabytes(result.peak_memory_bytes)}",
-        f"{_size(result.packed)}; quality: crepe eval {result.output} --reference BASE_MODEL --save",
+        f"{_size(result)}; quality: crepe eval {result.output} --reference BASE_MODEL --save",
     ]
     emit(as_json, result.to_json(), [*lines, *(f"note: {note}" for note in result.notes)])
 
@@ -134,17 +136,28 @@ def _image_dry_run(given: dict[str, Any], as_json: bool) -> None:
     emit(as_json, found, lines)
 
 
-def _size(packed: dict[str, Any]) -> str:
+def _size(result: Any) -> str:
+    if result.packed:
+        return _packed_size(result.packed)
+    return _sliced_size(result.sliced) if result.sliced else "dense zeros: the same size and speed as before"
+
+
+def _packed_size(packed: dict[str, Any]) -> str:
     from crepe.cli.output import megabytes
 
-    if not packed:
-        return "dense zeros: the same size and speed as before"
     dense = sum(about["layout"] is None for about in packed["tensors"].values())
     kept = f", {dense} of them stay dense (crepe.json says why)" if dense else ""
     return (
         f"packed: {megabytes(packed['file_bytes'])} instead of {megabytes(packed['dense_file_bytes'])}, the pruned "
         f"matrices {packed['pruned_bytes'] / packed['dense_pruned_bytes']:.4f} of their dense bytes{kept}"
     )
+
+
+def _sliced_size(sliced: dict[str, Any]) -> str:
+    keys = "a width for each layer: import crepe to load it"
+    if not sliced["per_layer"]:
+        keys = ", ".join(f"{key} {value}" for key, value in sliced["config"].items())
+    return f"sliced: {sliced['parameters']:,} parameters instead of {sliced['dense_parameters']:,} ({keys})"
 
 
 def _dry_run(given: dict[str, Any], as_json: bool) -> None:

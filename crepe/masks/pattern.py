@@ -107,8 +107,8 @@ class NofM(Pattern):
 
 
 def parse_pattern(text: str) -> Pattern:
-    """`unstructured`, `N:M` with 0 < N < M, `colblock:RxC`, `dense`, or alternatives for each tensor such as
-    `dense+2:4+4:8`.
+    """`unstructured`, `N:M` with 0 < N < M, `colblock:RxC`, `tap:G`, `channel`, `head`, `block`, `dense`, or
+    alternatives for each tensor such as `dense+2:4+4:8`.
 
     Raises:
         UsageError: anything else.
@@ -118,6 +118,10 @@ def parse_pattern(text: str) -> Pattern:
         from crepe.masks.mixed import parse_mixed
 
         return parse_mixed(text)
+    if text.strip() in ("channel", "head", "block"):
+        from crepe.masks.structured import Structured
+
+        return Structured(text.strip())
     if text == "unstructured":
         return Unstructured()
     if text.startswith("colblock"):
@@ -131,8 +135,8 @@ def parse_pattern(text: str) -> Pattern:
     found = re.fullmatch(r"(\d+):(\d+)", text.strip())
     if not found:
         raise UsageError(
-            f"unknown pattern {text!r}: use unstructured, N:M such as 2:4, colblock:RxC such as colblock:64x8, or a "
-            "choice such as dense+2:4"
+            f"unknown pattern {text!r}: use unstructured, N:M such as 2:4, colblock:RxC such as colblock:64x8, "
+            "channel, head, block, or a choice such as dense+2:4"
         )
     n, m = int(found[1]), int(found[2])
     if not 0 < n < m:

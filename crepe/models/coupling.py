@@ -17,20 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from crepe.models.blocks import Block
+from crepe.models.probe import Run, distance, random_weights, real_tensors, unchanged
 from crepe.models.views import View, inventory
-
-# Runs the block on captured inputs. Returns its output and whatever else it leaves for later blocks (an argument
-# that it fills, say), in any nesting: a coupling must leave all of it as it is.
-Run = Callable[[], object]
 
 # What was found for matrices of one structure, to be kept by who asks for several blocks.
 Memory = dict[object, "tuple[_Rule, ...]"]
 
-# The change that a coupling may make, as a share of the change that the consumer's columns alone would make.
-_TOLERANCE = 1e-3
-_TOLERANCE_HALF = 5e-2
-# Larger parameters that are no matrices are tables, not factors of channels.
-_FACTORS = 1 << 20
 # Sizes of heads that are tried, beside one head that is the whole input.
 _HEAD_SIZES = range(4, 513)
 
@@ -98,8 +90,8 @@ def find_couplings(block: Block, run: Run, memory: Memory | None = None) -> list
     views = inventory(block, None).views
     flow = _flow(views, run)
     found: list[Coupling] = []
-    with _random_weights(block.module, views):
-        before = _tensors(run())
+    with random_weights(block.module, views):
+        before = real_tensors(run())
         for likeness, twins in _twins(views).items():
             for consumer in range(len(twins[0])):
                 key = (likeness, consumer)
@@ -116,7 +108,7 @@ def verified(candidate: Sequence[Coupling], run: Run, seed: int = 0) -> bool:
     The change is held against the one that the consumers' columns alone make. Where those make none, nothing is
     shown (no token came by) and the answer is no. The weights are as before after.
     """
-    return _holds(candidate, run, _tensors(run()), seed)
+    return _holds(candidate, run, real_tensors(run()), seed)
 
 
 # Moving
@@ -131,19 +123,19 @@ def _permute_columns(coupling: Coupling, order: Tensor) -> None:
 def _permute_rows(coupling: Coupling, inner: Tensor) -> None:
     """inner: (blocks, size)."""
     for producer in coupling.producers:
-        for tensor in (producer.view.matrix(), *_row_vectors(producer.view)):
+        for tensor in (producer.view.matrix(), *row_vectors(producer.view).values()):
             to = producer.rows.to(tensor.device)
             tensor[to.reshape(-1)] = tensor[to.gather(1, inner.to(tensor.device)).reshape(-1)]
 
 
-def _row_vectors(view: View) -> list[Tensor]:
-    """What the owner holds per output row beside the matrix: its bias. Each (out,), sharing memory."""
+def row_vectors(view: View) -> dict[str, Tensor]:
+    """What the owner holds per output row beside the matrix, by attribute: its bias. Each (out,), sharing memory."""
     wanted = view.shape[:1] if view.expert is None else (view.parameter.shape[0], view.shape[0])
-    others = [(n, p.detach()) for n, p in view.owner.named_parameters(recurse=False) if n != view.attribute]
-    fitting = [(name, parameter) for name, parameter in others if tuple(parameter.shape) == wanted]
+    others = {n: p.detach() for n, p in view.owner.named_parameters(recurse=False) if n != view.attribute}
+    fitting = {name: parameter for name, parameter in others.items() if tuple(parameter.shape) == wanted}
     if len(fitting) > 1:  # the biases of several fused matrices
-        fitting = [(name, parameter) for name, parameter in fitting if name.startswith(view.attribute)]
-    return [parameter if view.expert is None else parameter[view.expert] for _, parameter in fitting]
+        fitting = {name: parameter for name, parameter in fitting.items() if name.startswith(view.attribute)}
+    return fitting if view.expert is None else {name: found[view.expert] for name, found in fitting.items()}
 
 
 @contextmanager
@@ -168,74 +160,13 @@ def _holds(candidate: Sequence[Coupling], run: Run, before: Sequence[Tensor], se
     orders = [random_order(coupling, generator) for coupling in candidate]
     inner = [coupling.inner(order) for coupling, order in zip(candidate, orders, strict=True)]
     with _moved(candidate, orders, _permute_columns):
-        broken = _tensors(run())
+        broken = real_tensors(run())
         with _moved(candidate, inner, _permute_rows):
-            coupled = _tensors(run())
+            coupled = real_tensors(run())
     if not len(before) == len(broken) == len(coupled):
         return False
-    reached = any(bool((_distance(a, b)[torch.isfinite(a)] > 0).any()) for a, b in zip(before, broken, strict=True))
-    return reached and all(_unchanged(*three) for three in zip(before, coupled, broken, strict=True))
-
-
-@contextmanager
-def _random_weights(module: nn.Module, views: Sequence[View]) -> Iterator[None]:
-    """Inside, `module` has other weights, with which every channel matters; its own are not touched.
-
-    A trained block can hide a wrong coupling: attention that is nearly even hides what heads do, a norm's weight
-    near one or a bias near zero what they do to a channel.
-    """
-    fan_in = {id(view.parameter): view.shape[1] for view in views}
-    own = [(p, p.data) for p in module.parameters() if p.is_floating_point()]
-    own = [(parameter, data) for parameter, data in own if id(parameter) in fan_in or data.numel() <= _FACTORS]
-    try:
-        for seed, (parameter, data) in enumerate(own):
-            parameter.data = _other_weights(data, fan_in.get(id(parameter)), seed)
-        yield
-    finally:
-        for parameter, data in own:
-            parameter.data = data
-
-
-def _other_weights(data: Tensor, fan_in: int | None, seed: int) -> Tensor:
-    """A random matrix that doubles the scale of its inputs; of anything else (no fan_in) the same with noise."""
-    generator = torch.Generator(data.device).manual_seed(seed)
-    noise = torch.randn(data.shape, generator=generator, dtype=data.dtype, device=data.device)
-    if fan_in is not None:
-        return noise.mul_(2 / fan_in**0.5)
-    scale = data.float().square().mean().sqrt().clamp(min=1.0).to(data.dtype)
-    return noise.mul_(0.3 * scale).add_(data)
-
-
-def _tensors(value: object) -> list[Tensor]:
-    """All tensors of real numbers in nested containers, in order."""
-    if isinstance(value, Tensor):
-        return [value.detach()] if value.is_floating_point() else []
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    return [tensor for member in value for tensor in _tensors(member)] if isinstance(value, (list, tuple)) else []
-
-
-def _unchanged(before: Tensor, coupled: Tensor, broken: Tensor) -> bool:
-    """Medians over the elements that change at all: the residual stream has a few channels of huge values, whose
-    rounding would hide everything else in a norm."""
-    error, effect = _distance(before, coupled), _distance(before, broken)
-    if bool((~torch.isfinite(coupled) & torch.isfinite(before)).any()):
-        return False
-    # What overflows already with nothing moved says nothing.
-    error, effect = (distance[torch.isfinite(before)] for distance in (error, effect))
-    if not bool((effect > 0).any()):
-        return not bool((error > 0).any())
-    touched = (effect > 0) | (error > 0)
-    tolerance = _TOLERANCE_HALF if before.element_size() <= 2 else _TOLERANCE
-    return float(error[touched].median()) <= tolerance * float(effect[touched].median())
-
-
-def _distance(before: Tensor, after: Tensor) -> Tensor:
-    """|after - before|, also where both are infinite (masks) and where one is no number (then infinite)."""
-    if before.shape != after.shape:
-        return torch.full_like(before, torch.inf, dtype=torch.float32)
-    apart = (after.float() - before.float()).abs().nan_to_num(nan=torch.inf, posinf=torch.inf)
-    return apart.masked_fill(after == before, 0.0)
+    reached = any(bool((distance(a, b)[torch.isfinite(a)] > 0).any()) for a, b in zip(before, broken, strict=True))
+    return reached and all(unchanged(*three) for three in zip(before, coupled, broken, strict=True))
 
 
 # Suggesting
@@ -287,7 +218,7 @@ def _twins(views: Sequence[View]) -> dict[object, list[list[View]]]:
     """
     scopes: dict[tuple[str, int | None], list[View]] = {}
     for view in views:
-        scopes.setdefault((_scope(view), view.expert), []).append(view)
+        scopes.setdefault((scope_of(view), view.expert), []).append(view)
     twins: dict[object, list[list[View]]] = {}
     for (path, _), members in scopes.items():
         likeness = tuple((re.sub(r"\d+", "*", view.name), view.shape, view.transposed) for view in members)
@@ -295,7 +226,8 @@ def _twins(views: Sequence[View]) -> dict[object, list[list[View]]]:
     return twins
 
 
-def _scope(view: View) -> str:
+def scope_of(view: View) -> str:
+    """The path of the module whose children the matrices beside this one are."""
     owner = view.name.partition("[")[0].rpartition(".")[0]
     return owner if view.expert is not None else owner.rpartition(".")[0]
 

@@ -21,7 +21,7 @@ from crepe.refine import Folding
 def couplings_of(block: Block, walk: Walk, views: list[View], memory: Memory) -> list[Coupling]:
     """What can be reordered in an onloaded block at which the walk stands: couplings whose consumer is pruned."""
     names = {view.name for view in views}
-    return [found for found in find_couplings(block, _run(block, walk), memory) if found.consumer.name in names]
+    return [found for found in find_couplings(block, run_once(block, walk), memory) if found.consumer.name in names]
 
 
 def fold(
@@ -51,7 +51,7 @@ def fold(
     return folded
 
 
-def _run(block: Block, walk: Walk) -> Any:
+def run_once(block: Block, walk: Walk) -> Any:
     """The block on the first batch: its output and what it leaves in its arguments for later blocks."""
 
     def run() -> object:

@@ -28,6 +28,7 @@ from crepe.pipeline.output import require_replaceable, require_room
 from crepe.pipeline.plan import Plan, make_plan
 from crepe.pipeline.prune import TensorReport
 from crepe.pipeline.run import Runner
+from crepe.pipeline.slices import assemble_slices
 from crepe.recipe import Choices, Recipe, build, choose
 from crepe.refine import Refinement
 
@@ -36,8 +37,9 @@ from crepe.refine import Refinement
 class Result:
     """What a run did. sparsity: achieved over the pruned tensors; peak_memory_bytes: of this process, resident.
 
-    fits: by block and block refinement, the block's error on held-out batches before and after. packed: sizes of a
-    packed output and of its pruned parameters, see `crepe.checkpoint.packed.sizes_of`.
+    fits: by block and block refinement, the block's error on held-out batches before and after. units: of a structured
+    pattern, by block, what became of its units; sliced: how many parameters are left, and how the config says so.
+    packed: sizes of a packed output and of its pruned parameters, see `crepe.checkpoint.packed.sizes_of`.
     """
 
     output: str | None
@@ -50,13 +52,16 @@ class Result:
     fits: dict[str, dict[str, list[float]]] = field(repr=False, default_factory=dict)
     notes: list[str] = field(default_factory=list)
     packed: dict[str, Any] = field(repr=False, default_factory=dict)
+    units: dict[str, Any] = field(repr=False, default_factory=dict)
+    sliced: dict[str, Any] = field(default_factory=dict)
     model: Any = field(default=None, repr=False)
 
     def to_json(self) -> dict[str, Any]:
         keys = ("output", "sparsity", "seconds", "peak_memory_bytes", "skipped", "source", "notes")
+        found = {key: getattr(self, key) for key in keys} | {"tensors": len(self.tensors)}
         sizes = {key: value for key, value in self.packed.items() if key != "tensors"}
-        more: dict[str, Any] = {"packed": sizes} if sizes else {}
-        return {key: getattr(self, key) for key in keys} | {"tensors": len(self.tensors)} | more
+        counts = {key: self.sliced[key] for key in ("parameters", "dense_parameters") if self.sliced}
+        return {**found, **({"packed": sizes} if sizes else {}), **counts}
 
 
 def prune(model: Any = None, output: str | Path | None = None, *, tokenizer: Any = None, **fields: Any) -> Any:
@@ -181,6 +186,19 @@ def _prepared(recipe: Recipe, choices: Choices, started: float) -> _Run:
     return run
 
 
+def _assembled(run: _Run, done: Runner, folder: Path, result: Result) -> Path:
+    """The output folder, not yet in its place, in the format that was asked for."""
+    if run.choices.recipe.format == "sliced":
+        final, result.sliced = assemble_slices(folder, run.model, done)
+    elif run.choices.recipe.format == "packed":
+        section = packed_section(layouts_of(done.packed))
+        final = assemble(folder, run.model, done.plan.blocks, done.store, section)
+        result.packed = sizes_of(final, done.packed)
+    else:
+        final = assemble(folder, run.model, done.plan.blocks, done.store)
+    return final
+
+
 def _from_journal(run: _Run, journal: Journal) -> Result:
     """From an open journal to a published folder."""
     from crepe.models.load import load_tokenizer, open_model
@@ -194,9 +212,7 @@ def _from_journal(run: _Run, journal: Journal) -> Result:
     done = _walk(run.model, run.choices, run.device, journal, rows)
     result = _result(str(run.output), done, run.started, str(run.source))
     if distributed.is_main():
-        section = packed_section(layouts_of(done.packed)) if recipe.format == "packed" else None
-        final = assemble(journal.folder, run.model, done.plan.blocks, done.store, section)
-        result.packed = sizes_of(final, done.packed) if section else {}
+        final = _assembled(run, done, journal.folder, result)
         run.tokenizer.save_pretrained(final)
         if recipe.save_masks:
             combine_masks(journal.folder, len(done.plan.blocks), done.reports, final / "masks.safetensors")
@@ -215,6 +231,8 @@ def _prune_object(model: Any, tokenizer: Any, output: Any, fields: dict[str, Any
     recipe = build({"model": getattr(model, "name_or_path", "") or type(model).__name__, **fields})
     choices = choose(recipe)
     _require_one_process(choices)
+    if output is None and recipe.format == "sliced":
+        raise UsageError("format 'sliced' writes a folder and leaves the model's own shapes: give an output")
     if rows is None and _needs_rows(choices):
         rows = make_rows(recipe, tokenizer, lambda: model)
     if output is not None and Path(output).exists():
@@ -229,21 +247,22 @@ def _prune_object(model: Any, tokenizer: Any, output: Any, fields: dict[str, Any
     result = _result(str(output) if output else None, done, started, recipe.model)
     result.model = model
     if output is not None and distributed.is_main():
-        _save_object(model, tokenizer, Path(output), choices, rows, result)
+        _save_object(model, tokenizer, Path(output), done, rows, result)
     return result
 
 
-def _save_object(
-    model: Any, tokenizer: Any, output: Path, choices: Choices, rows: Tensor | None, result: Result
-) -> None:
+def _save_object(model: Any, tokenizer: Any, output: Path, done: Runner, rows: Tensor | None, result: Result) -> None:
     """The folder of a model that was pruned in memory, complete as that of a model by name."""
-    final = work_folder(output) / "final"
+    choices, final = done.choices, work_folder(output) / "final"
     if final.parent.exists() and not choices.recipe.overwrite:
         raise CrepeError(f"{final.parent} holds an unfinished run: move it away, or overwrite=True")
     shutil.rmtree(final.parent, ignore_errors=True)
     if choices.recipe.format == "packed":
         patterns = {name: report.pattern for name, report in result.tensors.items()}
         result.packed = sizes_of(*save_packed(model, patterns, final.parent))
+    elif choices.recipe.format == "sliced":
+        final.parent.mkdir(parents=True)
+        _, result.sliced = assemble_slices(final.parent, model, done)
     else:
         model.save_pretrained(final)
     if tokenizer is not None:
@@ -267,8 +286,8 @@ def _already_there(run: _Run) -> Result:
     reports = {name: TensorReport(**about) for name, about in content["tensors"].items()}
     base = content["base_model"]["name"]
     skipped, fits, notes = content["skipped"], content.get("fits", {}), content["notes"]
-    packed = content.get("packed", {})
-    return Result(str(run.output), content["sparsity"], 0.0, 0, skipped, base, reports, fits, notes, packed)
+    more = {key: content.get(key, {}) for key in ("packed", "units", "sliced")}
+    return Result(str(run.output), content["sparsity"], 0.0, 0, skipped, base, reports, fits, notes, **more)
 
 
 def _open_journal(run: _Run) -> Journal:
@@ -325,7 +344,7 @@ def _walk(model: Any, choices: Choices, device: torch.device, journal: Journal |
 
     plan, batch_size = make_plan(model, choices), choices.recipe.batch_size
     while True:
-        runner = Runner(model, plan, choices, device, journal)
+        runner = _runner(choices)(model, plan, choices, device, journal)
         try:
             runner.prune(rows, batch_size)
             return runner
@@ -342,6 +361,15 @@ def _walk(model: Any, choices: Choices, device: torch.device, journal: Journal |
             clear_device_cache(garbage_collection=True)
 
 
+def _runner(choices: Choices) -> type[Runner]:
+    from crepe.pipeline.depth import BlockRunner
+    from crepe.pipeline.structured import UnitRunner
+
+    if not choices.structured:
+        return Runner
+    return BlockRunner if choices.pattern.unit == "block" else UnitRunner
+
+
 def _require_restart(runner: Any, reason: str, possible: bool = True) -> None:
     if not possible or runner.modified or distributed.world_size() > 1:
         raise CrepeError(f"{reason}: start again with a smaller --batch-size or --seqlen")
@@ -352,7 +380,7 @@ def _result(output: str | None, done: Runner, started: float, source: str) -> Re
     total = sum(report.total for report in reports.values())
     zeros = sum(report.zeros for report in reports.values())
     unseen = [name for name, report in reports.items() if not report.tokens and "[" not in name]
-    notes = list(plan.notes)
+    notes = [*plan.notes, *done.notes]
     if unseen and any(report.tokens for report in reports.values()):
         notes.append(f"{len(unseen)} matrices saw no input and were scored by their weights alone, such as {unseen[0]}")
     stuck = [name for name, report in reports.items() if report.columns == "in place" and report.pattern != "dense"]
@@ -361,9 +389,9 @@ def _result(output: str | None, done: Runner, started: float, source: str) -> Re
             f"{len(stuck)} matrices keep the order of their columns, such as {stuck[0]}: nothing beside them in their "
             "block produces their inputs row by row"
         )
-    skipped = [{"name": s.name, "shape": list(s.shape), "reason": s.reason} for s in plan.skipped]
+    skipped = [{"name": s.name, "shape": list(s.shape), "reason": s.reason} for s in [*plan.skipped, *done.left]]
     seconds = time.perf_counter() - started
-    return Result(output, zeros / total, seconds, peak_memory(), skipped, source, reports, done.fits, notes)
+    return Result(output, zeros / total, seconds, peak_memory(), skipped, source, reports, done.fits, notes, done.units)
 
 
 def peak_memory() -> int:

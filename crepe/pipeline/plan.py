@@ -92,6 +92,8 @@ def _plan_over(model: Any, choices: Choices, found: list[Block], why_not: str) -
         raise UsageError(
             f"{why_not}, so the pipeline cannot be sequential: use --pipeline one-pass, without refinements of blocks"
         )
+    if not found and choices.structured:
+        raise CrepeError(f"pattern {choices.pattern} needs repeated blocks: {why_not}")
     _require_matches(model, recipe)
     _require_fit(plan, choices.pattern)
     # The rule that needs no look at the model says whether the budget can be met at all.

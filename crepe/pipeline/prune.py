@@ -99,7 +99,7 @@ def prune_views(
         found = _pruned(view, statistics, sparsities, choices)
         order = None if found.order is None else found.order.cpu()
         masks[view.name] = Mask(found.kept.cpu(), found.pattern, order)
-        zeros, total = _write_back(view, found), found.kept.numel()
+        zeros, total = write_back(view, found.weight, found.kept), found.kept.numel()
         columns = "permuted mask" if order is not None else "folded" if view.name in folded else "in place"
         reports[view.name] = TensorReport(
             view.shape, str(found.pattern), zeros, total, found.error, sums[view.name].tokens, found.steps, columns
@@ -181,9 +181,9 @@ def refined(matrix: Matrix, choices: Choices) -> tuple[Matrix, dict[str, float]]
     return matrix, steps
 
 
-def _write_back(view: View, found: _Pruned) -> int:
+def write_back(view: View, weight: Tensor, kept: Tensor) -> int:
     """Put the weights into the model, in its dtype; returns the zeros among them."""
-    pruned = apply_mask(found.weight.to(view.parameter.dtype), found.kept)
+    pruned = apply_mask(weight.to(view.parameter.dtype), kept)
     view.matrix().copy_(pruned)
     return pruned.numel() - int(torch.count_nonzero(pruned))
 

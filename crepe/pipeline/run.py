@@ -13,11 +13,12 @@ from crepe.allocation.base import Budget, Summary
 from crepe.calibration.statistics import ChannelSums
 from crepe.checkpoint.blocks import block_files, masks_name, restore_block, shard_name
 from crepe.checkpoint.packed import PackedReport, layouts_of, packed_tensors
+from crepe.checkpoint.sliced import Slices
 from crepe.masks import Mask, MaskSet
 from crepe.models.blocks import Block
 from crepe.models.coupling import Coupling, Memory
 from crepe.models.onload import onloaded, take_over
-from crepe.models.views import View
+from crepe.models.views import Skipped, View
 from crepe.pipeline import distributed
 from crepe.pipeline.capture import InputRecorder
 from crepe.pipeline.fold import couplings_of, fold
@@ -57,6 +58,10 @@ class Runner:
         # Weights that came from disk can be read again; those of a model in memory are gone once they are pruned.
         self.in_memory = not any(parameter.is_meta for parameter in model.parameters())
         self.modified = False
+        # What only the walk shows: for the report.
+        self.notes: list[str] = []
+        self.units: dict[str, Any] = {}
+        self.left: list[Skipped] = []
 
     def prune(self, rows: Tensor | None, batch_size: int) -> dict[str, TensorReport]:
         """Prune every block, in order; reports by view name.
@@ -98,7 +103,7 @@ class Runner:
         sums = self._collect(index, block, walk) if known is None else known
         self.modified = self.in_memory
         folded = fold(couplings, views, sums, sparsities, self.choices) if couplings else set()
-        reports, masks = prune_views(views, sums, sparsities, self.choices, folded)
+        reports, masks = self._prune_block(index, block, sums, sparsities, folded)
         fits = self._repair(index, block, walk, masks, targets)
         if fits:
             self.fits[block.name] = fits
@@ -106,6 +111,11 @@ class Runner:
             walk.advance(block, _PRUNED)
         self._record(index, block, reports, masks)
         self.reports |= reports
+
+    def _prune_block(
+        self, index: int, block: Block, sums: Sums, sparsities: Mapping[str, float], folded: set[str]
+    ) -> tuple[dict[str, TensorReport], dict[str, Mask]]:
+        return prune_views(self.plan.inventories[index].views, sums, sparsities, self.choices, folded)
 
     def _couplings(self, block: Block, walk: Walk, views: list[View]) -> list[Coupling]:
         folding = any(isinstance(found, Folding) for found in self.choices.refinements.values())
@@ -117,7 +127,8 @@ class Runner:
         self, index: int, block: Block, walk: Walk, masks: Mapping[str, Mask], targets: list[Tensor]
     ) -> dict[str, list[float]]:
         """The block's error before and after each block refinement."""
-        recipe, views = self.choices.recipe, self.plan.inventories[index].views
+        recipe = self.choices.recipe
+        views = [view for view in self.plan.inventories[index].views if view.name in masks]
         fits: dict[str, list[float]] = {}
         if not masks:
             return fits
@@ -130,20 +141,29 @@ class Runner:
     def _record(self, index: int, block: Block, reports: dict[str, TensorReport], masks: dict[str, Mask]) -> None:
         if self.journal is None or not distributed.is_main():
             return
-        kept = masks if self.choices.recipe.save_masks else {}
-        packed: dict[str, PackedReport] = {}
-        if self.choices.recipe.format == "packed":
-            views = self.plan.inventories[index].views
-            tensors, packed = packed_tensors(self.model, block, views, masks)
-            files = {shard_name(index): tensors} | ({masks_name(index): MaskSet(kept).packed()} if kept else {})
-            self.packed |= packed
-        else:
-            files = block_files(self.model, index, block, kept)
+        before = set(self.packed)
+        files = self._files(index, block, masks)
         about = {name: report.to_dict() for name, report in reports.items()}
-        sizes = {name: asdict(report) for name, report in packed.items()}
-        self.journal.record(
-            block.name, files, {"tensors": about, "fits": self.fits.get(block.name, {}), "packed": sizes}
-        )
+        sizes = {name: asdict(report) for name, report in self.packed.items() if name not in before}
+        line = {"tensors": about, "fits": self.fits.get(block.name, {}), "packed": sizes, **self._more(block)}
+        self.journal.record(block.name, files, line)
+
+    def _files(self, index: int, block: Block, masks: dict[str, Mask]) -> dict[str, dict[str, Tensor]]:
+        """What to write of a finished block: file name -> tensors."""
+        kept = masks if self.choices.recipe.save_masks else {}
+        if self.choices.recipe.format != "packed":
+            return block_files(self.model, index, block, kept)
+        tensors, packed = packed_tensors(self.model, block, self.plan.inventories[index].views, masks)
+        self.packed |= packed
+        return {shard_name(index): tensors} | ({masks_name(index): MaskSet(kept).packed()} if kept else {})
+
+    def slices(self) -> Slices:
+        """What a sliced checkpoint leaves out."""
+        return Slices()
+
+    def _more(self, block: Block) -> dict[str, Any]:
+        """What else the journal keeps of a finished block."""
+        return {}
 
     def _collect(self, index: int, block: Block, walk: Walk) -> dict[str, ChannelSums]:
         """Sums over the inputs of the block's matrices; in one pass the dense outputs go on at once."""
@@ -174,7 +194,7 @@ class Runner:
         """What the allocation gives to each tensor; rules that look at the dense model get a pass of their own."""
         if self.finished:
             return {}
-        rule, budget = self.choices.allocation, self.plan.budget(self.choices)
+        rule, budget = self.choices.allocation, self._budget()
         summaries: dict[str, Summary] = {}
         if rule.measure is not None:
             self._each_block(
@@ -182,6 +202,9 @@ class Runner:
             )
         found: dict[str, float] = rule.divide(summaries, budget)
         return found
+
+    def _budget(self) -> Budget:
+        return self.plan.budget(self.choices)
 
     def _measure(self, index: int, block: Block, walk: Walk, budget: Budget) -> dict[str, Summary]:
         rule, views = self.choices.allocation, self.plan.inventories[index].views

@@ -11,7 +11,7 @@ from crepe.masks.matrix import Matrix
 from crepe.refine.base import REFINEMENTS, Refinement
 from crepe.refine.cg import conjugate_gradients
 from crepe.refine.gram import damped
-from crepe.refine.rows import keep_better
+from crepe.refine.rows import keep_better, needs_own_mask
 
 ITERATIONS = 300
 # The authors' schedule: every third iteration the penalty grows, the faster the more the support still changes.
@@ -112,4 +112,4 @@ def _growth(change: float) -> float:
     return next((factor for share, factor in RHO_GROWTH if change > share), RHO_SLOWEST)
 
 
-REFINEMENTS.add("admm", Refinement(function=admm))
+REFINEMENTS.add("admm", Refinement(function=admm, obstacle=needs_own_mask))

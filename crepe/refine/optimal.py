@@ -34,10 +34,21 @@ def least_squares(dense: Tensor, kept: Tensor, gram: Tensor) -> Tensor:
     safe = damped(gram)
     result = dense * kept
     demand = (dense - result) @ safe
+    if bool((kept == kept[:1]).all()):  # whole columns are gone: one system for all rows
+        return _solve_together(result, demand, kept[0], safe)
     for rows, columns, filled in _supports(kept):
         right = demand[rows].gather(1, columns) * filled
         result[rows] += torch.zeros_like(result[rows]).scatter_(1, columns, _solve(safe, columns, filled, right))
     return result
+
+
+def _solve_together(result: Tensor, demand: Tensor, kept: Tensor, gram: Tensor) -> Tensor:
+    """`result` (out, in) with the correction on the columns `kept` (in,); as it is where the system is not definite."""
+    columns = kept.nonzero()[:, 0]
+    lower, failed = torch.linalg.cholesky_ex(gram[columns][:, columns])
+    if bool(failed):
+        return result
+    return result.index_add(1, columns, torch.cholesky_solve(demand[:, columns].T, lower).T)
 
 
 def _supports(kept: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from crepe.masks.matrix import Matrix
 from crepe.masks.mixed import Dense
 from crepe.masks.pattern import Compare, NofM, Pattern, Unstructured
+from crepe.masks.structured import Structured
 
 
 def row_errors(dense: Tensor, weight: Tensor, gram: Tensor) -> Tensor:
@@ -52,3 +53,10 @@ def needs_single_weights(pattern: Pattern, compare: Compare) -> str | None:
     if all(isinstance(option, Unstructured | NofM | Dense) for option in pattern.alternatives):
         return None
     return "it exchanges single weights of a row; use it with 'unstructured' or N:M"
+
+
+def needs_own_mask(pattern: Pattern, compare: Compare) -> str | None:
+    """The obstacle of refinements that choose a mask of their own."""
+    if isinstance(pattern, Structured):
+        return "it chooses a mask of its own, and the matrices of a unit share theirs; use optimal, cg or refit"
+    return None

@@ -130,7 +130,7 @@ def _keep(
     model: nn.Module, groups: Sequence[Group], layers: Mapping[str, Layer], choices: ImageChoices, example: Tensor
 ) -> dict[str, int]:
     """Units that each group keeps: from the sparsity, or so that the wanted share of MACs is left."""
-    found, step = list(layers.values()), choices.recipe.round_to
+    found, step = list(layers.values()), choices.recipe.round_to or 1
     if choices.macs is None:
         return widths(found, choices.rule(found, choices.sparsity), step, False)
     cost = Shrinking(model, groups, example)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from fractions import Fraction
 
 import pytest
@@ -56,7 +57,7 @@ def test_the_smallest_of_a_group_go_and_ties_keep_the_lower_index(
 def test_masks_of_a_higher_sparsity_lie_in_those_of_a_lower() -> None:
     score = _score((40, 9), 0)
     masks = [Taps(32).select(score, sparsity) for sparsity in (0.2, 0.5, 0.9)]
-    assert all(bool((small <= large).all()) for large, small in zip(masks, masks[1:], strict=False))
+    assert all(bool((small <= large).all()) for large, small in itertools.pairwise(masks))
 
 
 def test_an_unbalanced_group_is_a_violation() -> None:

@@ -241,10 +241,10 @@ def test_orders_that_the_rows_cannot_follow_are_refused(order: Tensor) -> None:
 
 def test_what_is_no_number_shows_nothing() -> None:
     """A block that overflows with the random weights of the check must not pass for one that nothing changes."""
-    from crepe.models.coupling import _unchanged
+    from crepe.models.probe import unchanged
 
     block = find_blocks(tiny_model("llama"))[0]
     found = find_couplings(block, lambda: torch.full((4,), float("nan")))
     assert found == []
     fine, broken = torch.ones(4), torch.tensor([1.0, 1.0, 1.0, float("nan")])
-    assert not _unchanged(fine, broken, fine + 1)
+    assert not unchanged(fine, broken, fine + 1)
