@@ -183,15 +183,15 @@ def test_a_parameter_that_no_key_reaches_is_resized_alone() -> None:
 def test_heads_that_no_config_knows_take_their_numbers_along(model_type: str, registered: None, tmp_path: Path) -> None:
     """The size of their heads is the hidden size by their number, so no config describes fewer of the same size."""
     masked, result = _sliced(model_type, tmp_path / "out", pattern="head", sparsity=0.5)
-    attributes = _config(tmp_path / "out")["quantization_config"]["attributes"]
-    assert attributes and not any("layer_idx" in name for name in attributes)
+    data = _config(tmp_path / "out")["quantization_config"]
+    assert data["per_layer_config"] == {} and bool(data.get("attributes")) == (model_type != "gpt_neox")
     loaded = _check_equal(masked, tmp_path / "out", result)
     assert loaded.generate(ROWS[:1], max_new_tokens=4, do_sample=False).shape == (1, 28)
 
 
 def test_an_index_that_looks_like_a_count_is_left_alone(registered: None, tmp_path: Path) -> None:
     """The fifth block has the index 4, and 4 heads."""
-    model = tiny_model("gpt2", n_layer=6)
+    model = tiny_model("gpt2", num_hidden_layers=6, n_layer=6)
     crepe.prune(model, tmp_path / "out", rows=ROWS, batch_size=2, pattern="head", sparsity=0.5, format="sliced")
     loaded = _loaded(tmp_path / "out")
     assert [block.module.attn.layer_idx for block in find_blocks(loaded)] == list(range(6))
