@@ -98,7 +98,7 @@ def slice_config(model: Any, blocks: Sequence[Block], slices: Slices) -> Describ
         edits = fit.edits
         if fit.misfits:
             _require_resizable(model, fit.names, records)
-            numbers = [record["attributes"] for record in records if record["attributes"]]
+            numbers = [record["attributes"] for record in records if record["attributes"] is not None]
             attributes |= {name: value for found in numbers for name, value in found.items()}
             # They were tried in the block as the model has it.
             edits = {} if numbers else edits

@@ -48,8 +48,9 @@ def _candidates(group: UnitGroup, block: Block, blocks: Sequence[Block]) -> dict
     others = [_submodule(other, inside) for other in blocks]
     found = {}
     for name, value in vars(block.module.get_submodule(inside)).items():
-        alike = all(getattr(other, name, value) == value for other in others if other is not None)
-        if isinstance(value, int) and not isinstance(value, bool) and value in sizes and alike:
+        if not isinstance(value, int) or isinstance(value, bool) or value not in sizes:
+            continue
+        if all(getattr(other, name, value) == value for other in others if other is not None):
             found[f"{scope}.{name}"] = sizes[value]
     return found
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from crepe.checkpoint.blocks import block_state, finished_block
+from crepe.checkpoint.section import read_section, write_section
 from crepe.checkpoint.sliced import slice_config, write_slices
 from crepe.checkpoint.write import assemble
 from crepe.models.blocks import Block
@@ -35,4 +36,7 @@ def assemble_slices(work: Path, model: Any, done: Runner) -> tuple[Path, dict[st
         "per_layer": described.per_layer,
         "config": described.changed,
     }
-    return assemble(work, model, blocks, done.store, shards=shards, config=described.config), about
+    final = assemble(work, model, blocks, done.store, shards=shards, config=described.config)
+    if described.per_layer:  # the guard against those who do not know the widths
+        write_section(final, read_section(final))
+    return final, about

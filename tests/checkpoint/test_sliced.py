@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers.quantizers import auto
 
 import crepe
-import quantizer
 from conftest import save_tokenizer
 from crepe.checkpoint.reshape import build_on_meta, shapes_of
 from crepe.checkpoint.sliced import new_names, resize_for, slice_tensors
@@ -118,17 +117,11 @@ def test_tied_embeddings_on_disk_are_one_parameter(text_file: str, tmp_path: Pat
 # One width for each layer
 
 
-@pytest.fixture
-def registered() -> Iterator[None]:
-    quantizer.register()
-    yield
-
-
 PER_LAYER = ("*layers.0.*=0.5:0.5", "*layers.1.*=0.25:0.25")
 
 
 @pytest.mark.parametrize("model_type", ["llama", "phi3", "qwen3_moe"])
-def test_widths_by_layer_load_through_the_registration(model_type: str, registered: None, tmp_path: Path) -> None:
+def test_widths_by_layer_load_through_the_registration(model_type: str, tmp_path: Path) -> None:
     fields = {"pattern": "channel", "sparsity": 0.25, "bounds": PER_LAYER, "round_to": 4}
     masked, result = _sliced(model_type, tmp_path / "out", **fields)
     data = _config(tmp_path / "out")["quantization_config"]
@@ -141,7 +134,7 @@ def test_widths_by_layer_load_through_the_registration(model_type: str, register
     assert all(list(shapes_of(loaded)[name]) == shape for name, shape in data["shapes"].items())
 
 
-def test_heads_by_layer(registered: None, tmp_path: Path) -> None:
+def test_heads_by_layer(tmp_path: Path) -> None:
     fields = {"pattern": "head", "sparsity": 1 / 6, "bounds": ("*layers.1.*=0.5:0.5", "*layers.[02].*=0:0")}
     masked, result = _sliced("phi3", tmp_path / "out", **fields)  # whose attention reads its counts from the config
     data = _config(tmp_path / "out")["quantization_config"]
@@ -150,21 +143,19 @@ def test_heads_by_layer(registered: None, tmp_path: Path) -> None:
     assert loaded.generate(ROWS[:1], max_new_tokens=4, do_sample=False).shape == (1, 28)
 
 
-def test_a_width_that_no_config_knows_is_resized_alone(registered: None, tmp_path: Path) -> None:
+def test_a_width_that_no_config_knows_is_resized_alone(tmp_path: Path) -> None:
     masked, result = _sliced("bloom", tmp_path / "out", pattern="channel", sparsity=0.25)
     assert _config(tmp_path / "out")["quantization_config"]["per_layer_config"] == {}
     loaded = _check_equal(masked, tmp_path / "out", result)
     assert find_blocks(loaded)[0].module.mlp.dense_4h_to_h.in_features == 96
 
 
-def test_without_the_registration_it_fails_loudly(registered: None, tmp_path: Path) -> None:
+def test_without_crepe_it_fails_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     _sliced("llama", tmp_path / "out", pattern="channel", sparsity=0.25, bounds=PER_LAYER)
-    forgotten = quantizer.unregister()
-    try:
-        with pytest.raises(RuntimeError):
-            _loaded(tmp_path / "out")
-    finally:
-        quantizer.restore(forgotten)
+    for mapping in (auto.AUTO_QUANTIZER_MAPPING, auto.AUTO_QUANTIZATION_CONFIG_MAPPING):
+        monkeypatch.delitem(mapping, "crepe")
+    with pytest.raises(ValueError, match="only crepe can read this checkpoint: pip install crepe-prune"):
+        _loaded(tmp_path / "out")
 
 
 def test_a_later_format_is_refused() -> None:
@@ -180,18 +171,18 @@ def test_a_parameter_that_no_key_reaches_is_resized_alone() -> None:
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "opt", "gpt_neox", "stablelm"])
-def test_heads_that_no_config_knows_take_their_numbers_along(model_type: str, registered: None, tmp_path: Path) -> None:
+def test_heads_that_no_config_knows_take_their_numbers_along(model_type: str, tmp_path: Path) -> None:
     """The size of their heads is the hidden size by their number, so no config describes fewer of the same size."""
     masked, result = _sliced(model_type, tmp_path / "out", pattern="head", sparsity=0.5)
-    attributes = _config(tmp_path / "out")["quantization_config"]["attributes"]
-    assert attributes and not any("layer_idx" in name for name in attributes)
+    data = _config(tmp_path / "out")["quantization_config"]
+    assert data["per_layer_config"] == {} and bool(data.get("attributes")) == (model_type != "gpt_neox")
     loaded = _check_equal(masked, tmp_path / "out", result)
     assert loaded.generate(ROWS[:1], max_new_tokens=4, do_sample=False).shape == (1, 28)
 
 
-def test_an_index_that_looks_like_a_count_is_left_alone(registered: None, tmp_path: Path) -> None:
+def test_an_index_that_looks_like_a_count_is_left_alone(tmp_path: Path) -> None:
     """The fifth block has the index 4, and 4 heads."""
-    model = tiny_model("gpt2", n_layer=6)
+    model = tiny_model("gpt2", num_hidden_layers=6, n_layer=6)
     crepe.prune(model, tmp_path / "out", rows=ROWS, batch_size=2, pattern="head", sparsity=0.5, format="sliced")
     loaded = _loaded(tmp_path / "out")
     assert [block.module.attn.layer_idx for block in find_blocks(loaded)] == list(range(6))
