@@ -51,7 +51,7 @@ def finetune(
 
     accelerator = Accelerator(cpu=device.type == "cpu", device_placement=False)
     train, held = split(images, recipe.seed)
-    model = model.to(device)
+    model = model.to(device, memory_format=torch.channels_last)
     ready: Any = accelerator.prepare(model)
     optimizer = _optimizer(model, recipe)
     progress = read_progress(work, model, optimizer) or Progress([], {})
