@@ -250,8 +250,6 @@ def _require_language(recipe: Recipe) -> None:
             raise UsageError(
                 f"{name} = {getattr(recipe, name)!r}: only for image models, and this is none; leave it out"
             )
-    if recipe.format == "sliced":
-        raise UsageError("format = 'sliced': only for image models, whose channels are removed; leave it out")
 
 
 def _require_comparable(recipe: Recipe) -> None:
