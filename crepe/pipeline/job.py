@@ -391,7 +391,9 @@ def _result(output: str | None, done: Runner, started: float, source: str) -> Re
         )
     skipped = [{"name": s.name, "shape": list(s.shape), "reason": s.reason} for s in [*plan.skipped, *done.left]]
     seconds = time.perf_counter() - started
-    return Result(output, zeros / total, seconds, peak_memory(), skipped, source, reports, done.fits, notes, units=done.units)
+    return Result(
+        output, zeros / total, seconds, peak_memory(), skipped, source, reports, done.fits, notes, units=done.units
+    )
 
 
 def peak_memory() -> int:
