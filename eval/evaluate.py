@@ -74,7 +74,7 @@ def evaluate(
         found["tasks"] = run_tasks(opened, tokenizer, tasks, include_path, seqlen)
     result = {"model": published(model), "reference": published(reference), "data": _label(data or DATA), **found}
     if save:
-        _save(Path(model), result)
+        save_result(Path(model), result)
     return result
 
 
@@ -117,7 +117,7 @@ def _label(data: str) -> str:
     return Path(data).name if Path(data).suffix else data
 
 
-def _save(folder: Path, result: dict[str, Any]) -> None:
+def save_result(folder: Path, result: dict[str, Any]) -> None:
     from crepe.report.folder import write_report
 
     (folder / "evaluation.json").write_text(json.dumps(result, indent=2, default=str) + "\n")

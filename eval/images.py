@@ -72,9 +72,9 @@ def evaluate_images(
         other = dense[0].to("cpu") if dense else None
         result["latency"] = compare(opened.to("cpu"), other, example, onnx if onnx.is_file() else None)
     if save:
-        from crepe.eval.evaluate import _save
+        from crepe.eval.evaluate import save_result
 
-        _save(Path(model), result)
+        save_result(Path(model), result)
     return result
 
 

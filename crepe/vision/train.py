@@ -122,12 +122,13 @@ def _step(
     for group in optimizer.param_groups:
         group["lr"] = rate
     loss = nn.functional.cross_entropy(logits_of(model(values)), labels, label_smoothing=recipe.label_smoothing)
-    if not bool(torch.isfinite(loss)):
-        raise CrepeError(f"the loss of the fine-tuning is {float(loss)}: lower --learning-rate")
+    found = float(loss.detach())
+    if not math.isfinite(found):
+        raise CrepeError(f"the loss of the fine-tuning is {found}: lower --learning-rate")
     optimizer.zero_grad(set_to_none=True)
     accelerator.backward(loss)
     optimizer.step()
-    return float(loss.detach())
+    return found
 
 
 def _after_epoch(
