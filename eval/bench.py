@@ -29,7 +29,7 @@ def bench(
     device: str = "auto",
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
-    """Measure `model`, and `reference` (its dense form, say) in turn with it.
+    """Measure `model`, and `reference` in turn with it: the weights of a packed model, unpacked, unless one is named.
 
     Args:
         batch: prompts at once, each measured alone. prompt: tokens of a prompt (random ones; speed does not depend on
@@ -53,6 +53,9 @@ def bench(
     names = {"model": model} | ({"reference": reference} if reference else {})
     options: dict[str, Any] = {"dtype": dtype, "device": str(place), "trust_remote_code": trust_remote_code}
     opened = {role: load(name, **options)[0] for role, name in names.items()}
+    if reference is None and is_packed(model):
+        names["reference"] = f"{model}, unpacked"
+        opened["reference"] = load(model, **options)[0].dequantize()
     for one in opened.values():
         require_length(one.config, prompt + new_tokens + 1)
     runs, ratios, notes = _runs(opened, batch, prompt, new_tokens, rounds, place)
@@ -103,6 +106,12 @@ def _run(what: str, batch: int, role: str, timing: Timing, tokens: int, place: t
     if place.type == "cuda":
         found["peak_memory_bytes"] = torch.cuda.max_memory_allocated(place)
     return found
+
+
+def is_packed(model: str) -> bool:
+    from crepe.checkpoint.section import read_section
+
+    return Path(model).is_dir() and read_section(Path(model)).get("format") == "packed"
 
 
 def sizes(name: str, model: Any) -> dict[str, int | None]:

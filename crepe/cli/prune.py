@@ -33,14 +33,13 @@ _TEXT = [
 ]
 _NUMBERS = [
     ("--sparsity", float, "S", "share of weights to remove (default 0.5; N:M has its own)"),
-    ("--round-to", int, "N", "channel, head: keep a multiple of N units in each layer (default 8 channels, 1 head)"),
+    ("--round-to", int, "N", "keep a multiple of N units in each layer (default 8 for --pattern channel, else 1)"),
     ("--samples", int, "N", "calibration rows (default 64)"),
     ("--seqlen", int, "L", "tokens per calibration row (default 512)"),
     ("--refit-steps", int, "N", "steps of --refine refit on each block (default 96)"),
     ("--batch-size", int, "B", "rows per forward (default 8); halved where memory does not suffice"),
     ("--seed", int, "S", "seed of every choice (default 0)"),
     ("--macs", float, "S", "image models: share of multiply-accumulates to keep, instead of --sparsity"),
-    ("--round-to", int, "N", "keep a multiple of N channels in every layer (default 1)"),
     ("--finetune", int, "EPOCHS", "image models: train what is left on the images of --calibration"),
     ("--learning-rate", float, "R", "of --finetune (default 0.01), falling along a cosine"),
     ("--label-smoothing", float, "S", "of --finetune (default 0.1)"),

@@ -15,6 +15,7 @@ from crepe.eval.bench import bench
 from crepe.eval.generation import Generation
 from crepe.eval.timing import Timing, ratio, side_by_side
 from families import tiny_model
+from runs import prune_named
 
 SMALL = {"batch": [1, 2], "prompt": 8, "new_tokens": 3, "rounds": 2}
 
@@ -58,6 +59,16 @@ def test_both_models_are_measured(tiny_folder: Callable[..., str]) -> None:
     }
     size = (Path(folder) / "model.safetensors").stat().st_size
     assert result["models"]["model"]["file_bytes"] == size
+
+
+def test_a_packed_model_is_measured_beside_its_own_weights(
+    tiny_folder: Callable[..., str], text_file: str, tmp_path: Path
+) -> None:
+    prune_named(tiny_folder(), tmp_path / "packed", text_file, pattern="2:4", format="packed")
+    result = bench(str(tmp_path / "packed"), **SMALL)
+    assert {run["model"] for run in result["runs"]} == {"model", "reference"} and len(result["ratios"]) == 4
+    assert result["models"]["reference"]["memory_bytes"] > result["models"]["model"]["memory_bytes"]
+    assert result["models"]["reference"]["file_bytes"] is None
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
