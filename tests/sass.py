@@ -12,9 +12,7 @@ from typing import Any
 
 import pytest
 
-ARCHITECTURE = 90
-# What a thread block of this architecture may use.
-SHARED_BYTES = 227 * 1024
+HOPPER = 90
 _INSTRUCTION = re.compile(r"/\*(?P<address>[0-9a-f]{4,})\*/\s+(?P<text>[^;]+);")
 _PREDICATE = re.compile(r"^@!?U?P\w+\s+")
 _BRANCH = re.compile(r"^BRA\b.*?(?P<target>0x[0-9a-f]+)")
@@ -49,7 +47,9 @@ class Compiled:
         return self.ttgir[start : end if end > 0 else None].count("ttg.convert_layout")
 
 
-def compile_kernel(kernel: Any, types: dict[str, str], constants: dict[str, Any], config: Any) -> Compiled:
+def compile_kernel(
+    kernel: Any, types: dict[str, str], constants: dict[str, Any], config: Any, architecture: int = HOPPER
+) -> Compiled:
     """types: argument name -> Triton type such as `*i32`; pointers are divisible by 16, as torch allocates them.
     config: warps and stages."""
     if not hasattr(kernel, "arg_names") or not hasattr(kernel, "cache_key"):
@@ -63,7 +63,7 @@ def compile_kernel(kernel: Any, types: dict[str, str], constants: dict[str, Any]
     aligned = {(names.index(name),): [["tt.divisibility", 16]] for name, type_ in types.items() if type_[0] == "*"}
     values = {(names.index(name),): value for name, value in constants.items()}
     options = {"num_warps": config.warps, "num_stages": config.stages}
-    built = compile(ASTSource(kernel, signature, values, aligned), GPUTarget("cuda", ARCHITECTURE, 32), options)
+    built = compile(ASTSource(kernel, signature, values, aligned), GPUTarget("cuda", architecture, 32), options)
     return Compiled(built.asm["ttgir"], built.metadata.shared, _disassemble(built.asm["cubin"]))
 
 
