@@ -46,8 +46,8 @@ def count_kernel(
         line = tl.minimum(tl.program_id(0) * ROWS + step, outputs - 1)
         found = keys_of(values, line, columns, inside, norms, row, shares, K, FACTORS)
         place = counts + line * tiles + tl.program_id(1)
-        tl.store(place, tl.sum(tl.where(found > high, 65536, 0) + tl.where(found >= high, 1, 0), 0))
-        tl.store(place + outputs * tiles, tl.sum(tl.where(found > low, 65536, 0) + tl.where(found >= low, 1, 0), 0))
+        tl.store(place, tl.sum(tl.where(found > high, 65537, tl.where(found == high, 1, 0)), 0))
+        tl.store(place + outputs * tiles, tl.sum(tl.where(found > low, 65537, tl.where(found == low, 1, 0)), 0))
 
 
 @triton.jit

@@ -12,8 +12,9 @@ from crepe.criteria import CRITERIA, Coefficients, score
 from crepe.kernels.dispatch import OPERATIONS
 from crepe.masks import parse_pattern
 from crepe.pipeline import selection
-from gpu import needs_gpu, poisoned, replayed
+from gpu import needs_gpu, replayed
 from pruning_cases import FORMS, factors, hard_weight
+from sparse_weights import poisoned
 
 pytestmark = needs_gpu
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
