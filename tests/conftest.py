@@ -17,7 +17,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("PYTHONSAFEPATH", "1")
 
 # A busy machine is no failure.
-settings.register_profile("crepe", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("crepe", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("crepe")
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"

@@ -175,7 +175,7 @@ def test_what_cannot_be_done_is_one_line_and_touches_nothing(
 def test_words_of_images_are_refused_for_language_models() -> None:
     from crepe.recipe import build, choose
 
-    for fields in ({"finetune": 1}, {"macs": 0.5}, {"onnx": True}, {"format": "sliced"}):
+    for fields in ({"finetune": 1}, {"macs": 0.5}, {"onnx": True}):
         with pytest.raises(crepe.UsageError, match="only for image models"):
             choose(build({"model": "llama", **fields}))
 
