@@ -56,8 +56,9 @@ def _write(model: nn.Module, name: str, kept: Tensor, moments: Moments, norm: st
         moments = _without_constant(moments)
     matrix = weight.detach().flatten(1).cpu().float()
     found = _fitted(matrix, kept.cpu().flatten(1), moments, damping)
-    weight.copy_(found.reshape(weight.shape))
+    # `matrix` may share its memory with the weight, so the shift comes before the weight is written.
     shift = _mean_output(matrix - found, moments.mean)
+    weight.copy_(found.reshape(weight.shape))
     if bias is not None:
         bias += shift.to(bias)
     elif norm is not None:
