@@ -13,7 +13,8 @@ from crepe.refine.gram import DAMPING, damped
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Of the inputs of a layer over calibration tokens. mean: (in,); covariance: (in, in), centred."""
+    """Of the inputs of a layer over calibration tokens. mean: (in,); covariance: (in, in), centred. For a convolution
+    with groups (groups, in) and (groups, in, in), each group having its own inputs."""
 
     mean: Tensor
     covariance: Tensor
@@ -22,7 +23,7 @@ class Moments:
 def moments_of(total: Tensor, gram: Tensor, tokens: int) -> Moments:
     """total: sum of the inputs, (in,); gram: sum of x x^T, (in, in); tokens: how many inputs they hold."""
     mean = total.double() / tokens
-    covariance = gram.double() / tokens - mean[:, None] * mean[None, :]
+    covariance = gram.double() / tokens - mean[..., :, None] * mean[..., None, :]
     return Moments(mean.float(), covariance.float())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from crepe.errors import UsageError
 from crepe.vision.regrowth import regrown, regrowth_share
-from crepe.vision.scales import kept_filters, layer_sparsities
+from crepe.vision.widths.bn_quantile import layer_sparsities
 
 # (weight (out, in, kh, kw), filters to keep) -> their indices
 Select = Callable[[Tensor, int], Tensor]
@@ -130,6 +131,12 @@ class _Gate:
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         alive = self.alive.to(output.device).reshape(1, -1, *[1] * (output.dim() - 2))
         return torch.where(alive, output, torch.zeros((), dtype=output.dtype, device=output.device))
+
+
+def kept_filters(width: int, sparsity: float) -> int:
+    """ceil((1 - sparsity) * width), at least 1."""
+    # Without the small number 0.3 * 10 would be a little above 3 and give 4.
+    return max(math.ceil((1 - sparsity) * width - 1e-9), 1)
 
 
 def _channel_tensors(model: nn.Module, name: str) -> dict[str, Tensor]:

@@ -62,6 +62,12 @@ class Graph:
                 root = self._graph.get_pruning_group(layer, function(layer).prune_out_channels, channels.tolist())
                 root.prune(record_history=False)
 
+    def norm_behind(self, name: str) -> str | None:
+        """The batch norm that alone reads what the layer `name` makes."""
+        readers = self._graph.module2node[self.model.get_submodule(name)].outputs
+        module = readers[0].module if len(readers) == 1 else None
+        return self._name(module) if isinstance(module, nn.BatchNorm2d) and module.track_running_stats else None
+
     def _group(self, found: Any) -> Group:
         """Torch-Pruning's list of (operation, indices) as makers, followers, norms and users."""
         items = self._rooted(found)

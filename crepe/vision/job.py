@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from crepe.vision.images import Images, batches, chosen, read_images, require_la
 from crepe.vision.load import logits_of, open_image_model
 from crepe.vision.preprocess import example_input
 from crepe.vision.recipe import ImageChoices, build_image, choose_image
+from crepe.vision.removal import removal_of
 from crepe.vision.repairs import REPAIRS
 from crepe.vision.save import ImageReport, save_image_model
 from crepe.vision.select import Selection, select, zeros_after
@@ -198,6 +200,7 @@ class _Run:
         """Zero or remove what was selected, and train what is left."""
         dense = parameters(self.model), macs(self.model, self.example)
         reports = _reports(self.model, selection)
+        self._repair_before(graph, selection)
         hold(self.model, selection.masks)
         attributes: dict[str, dict[str, Any]] = {}
         if self.choices.recipe.format == "dense":
@@ -208,7 +211,7 @@ class _Run:
             attributes = {found.name: cut_heads(self.model, found, choice) for found, choice in selection.heads}
             masks = zeros_after(self.model, selection)
         self.model.requires_grad_(True)
-        self._repair(masks)
+        self._repair_after(masks)
         training = self._train(masks, work)
         seconds, zeros = time.perf_counter() - started, sum(report.zeros for report in reports.values())
         return ImageResult(
@@ -227,14 +230,25 @@ class _Run:
             attributes=attributes,
         )
 
-    def _repair(self, masks: dict[str, Tensor]) -> None:
-        recipe = self.choices.recipe
-        for name in recipe.refine:
-            if self.images is not None:
-                rows = chosen(self.images, recipe.samples, recipe.seed)
-                found = batches(rows, self.preprocess, recipe.batch_size)
-                REPAIRS.get(name)(self.model.to(self.device), found)
+    def _repair_before(self, graph: Graph, selection: Selection) -> None:
+        for name in self.choices.recipe.refine:
+            repair = REPAIRS.get(name).before
+            if repair is not None:
+                removal = removal_of(graph, selection.groups, selection.kept, selection.masks)
+                repair(self.model.to(self.device), removal, self._calibration())
+                self.model.to("cpu")
+
+    def _repair_after(self, masks: dict[str, Tensor]) -> None:
+        for name in self.choices.recipe.refine:
+            repair = REPAIRS.get(name).after
+            if repair is not None:
+                repair(self.model.to(self.device), self._calibration())
                 hold(self.model.to("cpu"), masks)
+
+    def _calibration(self) -> Iterator[tuple[Tensor, Tensor]]:
+        recipe = self.choices.recipe
+        if self.images is not None:
+            yield from batches(chosen(self.images, recipe.samples, recipe.seed), self.preprocess, recipe.batch_size)
 
     def _train(self, masks: dict[str, Tensor], work: Path | None) -> list[dict[str, float]]:
         if not self.choices.recipe.finetune or self.images is None:

@@ -1,4 +1,4 @@
-"""Layers that read channels which are about to go, fitted beforehand to what stays."""
+"""Layers that are about to lose inputs or weights, fitted beforehand to what stays."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from crepe.refine.gram import DAMPING
-from crepe.vision.compensation import Moments, compensate
+from crepe.vision.compensation import Moments
+from crepe.vision.shared_columns import refit
 
 
 def compensate_readers(
@@ -18,32 +19,46 @@ def compensate_readers(
     norms: Mapping[str, str] | None = None,
     damping: float = DAMPING,
 ) -> None:
-    """Write compensated weights into Linear layers and convolutions of one group, in place, before channels are cut.
+    """`fit_to_kept` for layers that read channels of one group. removed: layer -> input channels that go, int64."""
+    kept = {}
+    for name, channels in removed.items():
+        weight = model.get_submodule(name).get_parameter("weight")
+        kept[name] = torch.ones_like(weight, dtype=torch.bool, device="cpu")
+        kept[name][:, channels.cpu()] = False
+    fit_to_kept(model, kept, moments, norms, damping)
 
-    Weights that read removed channels become zero. What a layer loses on average goes into its bias, or, without one,
-    into the running mean of the batch norm behind it; without either the fit has no constant.
 
-    removed: layer -> input channels that go, int64; moments: layer -> of its inputs (`crepe.vision.moments`); norms:
+def fit_to_kept(
+    model: nn.Module,
+    kept: Mapping[str, Tensor],
+    moments: Mapping[str, Moments],
+    norms: Mapping[str, str] | None = None,
+    damping: float = DAMPING,
+) -> None:
+    """Write compensated weights into Linear layers and convolutions, in place, before anything is cut.
+
+    Weights that are not kept become zero, the others are the damped least squares over the calibration inputs. What a
+    layer loses on average goes into its bias, or, without one, into the running mean of the batch norm behind it;
+    without either the fit has no constant.
+
+    kept: layer -> bool, of the shape of its weight; moments: layer -> of its inputs (`crepe.vision.moments`); norms:
     layer -> batch norm that follows it directly.
     """
     with torch.no_grad():
-        for name, channels in removed.items():
-            _write(model, name, channels, moments[name], (norms or {}).get(name), damping)
+        for name, mask in kept.items():
+            _write(model, name, mask, moments[name], (norms or {}).get(name), damping)
 
 
-def _write(model: nn.Module, name: str, channels: Tensor, moments: Moments, norm: str | None, damping: float) -> None:
+def _write(model: nn.Module, name: str, kept: Tensor, moments: Moments, norm: str | None, damping: float) -> None:
     layer = model.get_submodule(name)
     weight, bias = layer.get_parameter("weight"), getattr(layer, "bias", None)
     if bias is None and norm is None:
         moments = _without_constant(moments)
-    kept = torch.ones(weight.shape[1], dtype=torch.bool)
-    kept[channels.cpu()] = False
-    columns = kept.repeat_interleave(weight[0, 0].numel()).nonzero()[:, 0]
     matrix = weight.detach().flatten(1).cpu().float()
-    small, shift = compensate(matrix, None, columns, moments, damping)
-    whole = torch.zeros_like(matrix)
-    whole[:, columns] = small
-    weight.copy_(whole.reshape(weight.shape))
+    found = _fitted(matrix, kept.cpu().flatten(1), moments, damping)
+    # `matrix` may share its memory with the weight, so the shift comes before the weight is written.
+    shift = _mean_output(matrix - found, moments.mean)
+    weight.copy_(found.reshape(weight.shape))
     if bias is not None:
         bias += shift.to(bias)
     elif norm is not None:
@@ -51,7 +66,20 @@ def _write(model: nn.Module, name: str, channels: Tensor, moments: Moments, norm
         mean -= shift.to(mean)
 
 
+def _fitted(matrix: Tensor, kept: Tensor, moments: Moments, damping: float) -> Tensor:
+    """(out, in): the groups of a convolution one by one, each with its own covariance."""
+    covariances = moments.covariance if moments.covariance.dim() == 3 else moments.covariance[None]
+    rows = zip(matrix.chunk(len(covariances)), kept.chunk(len(covariances)), covariances, strict=True)
+    return torch.cat([refit(dense, stays, covariance, damping) for dense, stays, covariance in rows])
+
+
+def _mean_output(matrix: Tensor, mean: Tensor) -> Tensor:
+    """(out,): what `matrix` makes of the mean input of the group that each row belongs to."""
+    means = mean if mean.dim() == 2 else mean[None]
+    return (matrix * means.repeat_interleave(len(matrix) // len(means), 0)).sum(1)
+
+
 def _without_constant(moments: Moments) -> Moments:
     """Moments around zero: what a layer without a bias can be fitted to."""
-    second = moments.covariance + moments.mean[:, None] * moments.mean[None, :]
+    second = moments.covariance + moments.mean[..., :, None] * moments.mean[..., None, :]
     return Moments(torch.zeros_like(moments.mean), second)

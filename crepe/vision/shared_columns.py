@@ -6,17 +6,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from crepe.refine.gram import damped
+from crepe.refine.gram import DAMPING, damped
 
 
-def refit(dense: Tensor, kept: Tensor, gram: Tensor) -> Tensor:
+def refit(dense: Tensor, kept: Tensor, gram: Tensor, damping: float = DAMPING) -> Tensor:
     """The weights that `crepe.refine.optimal.least_squares` finds: w'_S = w_S + G_SS^-1 G_SP w_P with the damped G.
 
     dense, kept: (out, in); gram: (in, in), the sum of x x^T over the inputs of the layer, for a convolution over its
     im2col columns. Returns (out, in) float32, zero where not kept. Where rounding leaves a system without a
     factorisation, its rows keep the weights they have.
     """
-    safe = damped(gram)
+    safe = damped(gram, damping)
     result = dense.float() * kept
     demand = (dense.float() - result) @ safe
     supports, members = torch.unique(kept, dim=0, return_inverse=True)

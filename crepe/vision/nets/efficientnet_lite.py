@@ -27,10 +27,13 @@ _STAGES = (
 class SameConv2d(nn.Conv2d):
     """A convolution whose output is ceil(input / stride) long."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def padded(self, x: Tensor) -> Tensor:
+        """The input as the convolution without padding sees it."""
         high, wide = (_needed(x.shape[2 + i], self.kernel_size[i], self.stride[i]) for i in (0, 1))
-        padded = F.pad(x, (wide // 2, wide - wide // 2, high // 2, high - high // 2)) if high or wide else x
-        return super().forward(padded)
+        return F.pad(x, (wide // 2, wide - wide // 2, high // 2, high - high // 2)) if high or wide else x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.padded(x))
 
 
 def _needed(length: int, kernel: int, stride: int) -> int:

@@ -1,4 +1,4 @@
-"""What is repaired after a cut without training: one file each, registered in REPAIRS."""
+"""What is repaired before or after a cut without training: one file each, registered in REPAIRS."""
 
 from crepe.vision.repairs.base import REPAIRS, Repair
 

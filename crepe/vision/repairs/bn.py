@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from crepe.vision.repairs.base import REPAIRS
+from crepe.vision.repairs.base import REPAIRS, Repair
 
 
 def measure_again(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
@@ -30,4 +30,4 @@ def measure_again(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) ->
         norm.eval()
 
 
-REPAIRS.add("bn", measure_again)
+REPAIRS.add("bn", Repair(after=measure_again))

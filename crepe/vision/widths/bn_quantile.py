@@ -6,7 +6,7 @@ gamma*. Layers without batch norm get the wanted share itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,20 +15,25 @@ from crepe.vision.methods.base import Layer
 from crepe.vision.widths.base import RULES
 
 
-def quantile_shares(scales: Sequence[Tensor], share: float) -> list[float]:
-    """scales: (width,) of each layer. The threshold is the int(total * share)-th smallest of all."""
-    everything = torch.cat([scale.abs() for scale in scales]).sort().values
-    count = int(len(everything) * share)
-    if count == 0:
-        return [0.0] * len(scales)
-    threshold = everything[count - 1]
-    return [float((scale.abs() <= threshold).float().mean()) for scale in scales]
+def layer_sparsities(scales: Mapping[str, Tensor], sparsity: float) -> dict[str, float]:
+    """s_l: the share of a layer's |gamma| that lie at or below gamma*, the `sparsity` quantile of all of them.
+
+    gamma* is the value below and at which `sparsity` of all scales lie, rounded half up. Scales that tie with it all
+    count, as in the paper: where all scales are equal, as in a fresh network, every layer gets 1.
+
+    scales: name -> (out,), of layers that may lose filters only.
+    """
+    every = torch.cat([scale.detach().float().abs().flatten() for scale in scales.values()]).sort().values
+    below = int(sparsity * len(every) + 0.5)
+    if below == 0:
+        return dict.fromkeys(scales, 0.0)
+    threshold = every[below - 1]
+    return {name: float((scale.detach().float().abs() <= threshold).double().mean()) for name, scale in scales.items()}
 
 
 def bn_quantile(layers: Sequence[Layer], share: float) -> dict[str, float]:
-    scaled = [layer for layer in layers if layer.scales]
-    shares = quantile_shares([layer.scales[0] for layer in scaled], share) if scaled else []
-    found = dict(zip((layer.name for layer in scaled), shares, strict=True))
+    scales = {layer.name: layer.scales[0] for layer in layers if layer.scales}
+    found = layer_sparsities(scales, share) if scales else {}
     return {layer.name: found.get(layer.name, share) for layer in layers}
 
 

@@ -11,7 +11,7 @@ from image_families import Joined, plain
 def test_statistics_are_the_averages_over_the_batches() -> None:
     model, pixels = plain(Joined), torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(0))
     momentum, labels = model.bn.momentum, torch.zeros(0)
-    REPAIRS.get("bn")(model, [(pixels[:4], labels), (pixels[4:], labels)])
+    REPAIRS.get("bn").after(model, [(pixels[:4], labels), (pixels[4:], labels)])
     with torch.no_grad():
         inner = torch.cat([model.left(pixels), model.right(pixels)], 1)
     means = torch.stack([inner[:4].mean((0, 2, 3)), inner[4:].mean((0, 2, 3))]).mean(0)

@@ -11,7 +11,6 @@ from crepe.errors import CrepeError
 from crepe.vision.methods import Layer
 from crepe.vision.widths import RULES
 from crepe.vision.widths.base import aligned, widths
-from crepe.vision.widths.bn_quantile import quantile_shares
 
 
 def _layer(name: str, width: int, *scales: torch.Tensor) -> Layer:
@@ -41,12 +40,6 @@ def test_a_layer_that_would_be_emptied_is_named() -> None:
     with pytest.raises(CrepeError, match=r"removing 95.00% of the 4 channels of 'narrow' leaves none"):
         widths(layers, {"wide": 0.95, "narrow": 0.95}, 1, False)
     assert widths(layers, {"wide": 0.95, "narrow": 0.95}, 1, True) == {"wide": 3, "narrow": 1}
-
-
-def test_quantile_of_scales() -> None:
-    scales = [torch.tensor([0.1, -0.2, 0.9, 1.0]), torch.tensor([0.3, 2.0, 3.0, 4.0])]
-    assert quantile_shares(scales, 0.4) == [0.5, 0.25]  # the third smallest of eight is 0.3
-    assert quantile_shares(scales, 0.0) == [0.0, 0.0]
 
 
 def test_layers_without_batch_norm_get_the_wanted_share() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from crepe.vision.scales import kept_filters, layer_sparsities
+from crepe.vision.concurrent import kept_filters
+from crepe.vision.widths.bn_quantile import layer_sparsities
 
 
 def test_shares_below_the_common_quantile() -> None:
