@@ -24,6 +24,8 @@ from typing import Any
 
 import torch
 
+import crepe
+
 MACS = 0.4
 TUNING = {"finetune": 2, "learning_rate": 0.02, "batch_size": 64}
 
@@ -85,7 +87,6 @@ def _macs(model: Any, preprocess: Any) -> int:
 
 def _cut(model: Any, preprocess: Any, method: str) -> Any:
     """Cut `model` in place; the layers with the channels that stayed."""
-    import crepe
     from crepe.vision.preprocess import example_input
 
     return crepe.prune(model, example=example_input(preprocess), method=method, macs=MACS).layers
@@ -96,6 +97,7 @@ def _cut_by_torch_pruning(model: Any, preprocess: Any, name: str) -> None:
     import copy
 
     import torch_pruning
+
     from crepe.vision.preprocess import example_input
 
     layers = _cut(copy.deepcopy(model), preprocess, "l2")
@@ -109,6 +111,149 @@ def _cut_by_torch_pruning(model: Any, preprocess: Any, name: str) -> None:
         scores = importance(graph.get_pruning_group(layer, remove, idxs=list(range(about["channels"]))))
         worst = scores.argsort(stable=True)[: about["channels"] - len(about["kept"])]
         graph.get_pruning_group(layer, remove, idxs=sorted(worst.tolist())).prune()
+
+
+def one_shot(given: argparse.Namespace) -> None:
+    """EfficientNet-Lite0 without training, half of the taps or of the point-wise weights gone.
+
+    128 of the 500 images, drawn by seed 0, are for statistics and repairs; accuracy is over the other 372.
+    """
+    import copy
+
+    from crepe.vision.graph import Graph
+    from crepe.vision.load import load_image_model
+    from crepe.vision.moments import input_moments
+    from crepe.vision.preprocess import example_input
+
+    lines, net = Lines(given.folder, "one-shot"), "efficientnet-lite0"
+    fitting, report = _halves(given)
+    model, preprocess = load_image_model(net)
+    graph, convolutions = Graph(model, example_input(preprocess)), _convolutions(model, example_input(preprocess))
+    pixels = [preprocess([fitting.picture(i) for i in range(start, start + 32)]) for start in range(0, 128, 32)]
+    kept = _half_gone(model, convolutions)
+    names = sorted({name for masks in kept.values() for name in masks})
+    norms = {name: graph.norm_behind(name) for name in names}
+    moments = input_moments(model, names, iter(pixels), torch.device("cpu"))
+    for case, masks in {"dense": {}, **kept}.items():
+        for repair in ("none", "bn", "compensate,bn") if masks else ("none",):
+            name = f"{case}, {repair}"
+            if name not in lines.found:
+                pruned = _repaired(copy.deepcopy(model), masks, repair, moments, norms, pixels)
+                share = _share(convolutions, masks)
+                lines.add(name, macs=share, accuracy=_accuracy_on(pruned, preprocess, report))
+    share = _share(convolutions, kept["column blocks"])
+    for repair in ("bn", "compensate,bn"):
+        name = f"filters by l2, {repair}"
+        if name not in lines.found:
+            folder = given.folder / "filters"
+            fields = {"method": "l2", "macs": share, "refine": repair, "samples": 128, "overwrite": True}
+            result = crepe.prune(net, folder, calibration=str(given.folder / "fitting.parquet"), **fields)
+            pruned, _ = load_image_model(str(folder))
+            macs = result.macs[1] / result.macs[0]
+            lines.add(name, macs=macs, accuracy=_accuracy_on(pruned, preprocess, report))
+
+
+def _halves(given: argparse.Namespace) -> tuple[Any, Any]:
+    """Images to fit on (also written to fitting.parquet) and images to report on."""
+    import pyarrow.parquet
+
+    from crepe.vision.images import read_images
+
+    source = given.data / "imagenet-sample-500.parquet"
+    order = torch.randperm(500, generator=torch.Generator().manual_seed(0)).tolist()
+    table = pyarrow.parquet.read_table(source)
+    pyarrow.parquet.write_table(table.take(order[:128]), given.folder / "fitting.parquet")
+    images = read_images(str(source))
+    return images.subset(order[:128]), images.subset(order[128:])
+
+
+def _convolutions(model: Any, example: torch.Tensor) -> dict[str, tuple[Any, int]]:
+    """Name -> convolution and its multiply-accumulates for one image."""
+    found: dict[str, tuple[Any, int]] = {}
+    hooks = [
+        layer.register_forward_hook(
+            lambda layer, _, out, name=name: found.update({name: (layer, layer.weight.numel() * out[0, 0].numel())})
+        )
+        for name, layer in model.named_modules()
+        if isinstance(layer, torch.nn.Conv2d)
+    ]
+    with torch.no_grad():
+        model(example[:1])
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def _half_gone(model: Any, convolutions: dict[str, tuple[Any, int]]) -> dict[str, dict[str, torch.Tensor]]:
+    """Masks of the weights that stay, by layer: taps balanced over the whole layer and in groups of 32 channels, and
+    column blocks of all point-wise layers."""
+    from crepe.masks import ColBlock
+    from crepe.vision.column_blocks import select_blocks
+    from crepe.vision.taps import select_taps
+
+    layers = {name: layer for name, (layer, _) in convolutions.items()}
+    taps = {name: layer for name, layer in layers.items() if layer.groups > 1}
+    points = {n: layer.weight.flatten(1) for n, layer in layers.items() if layer.kernel_size == (1, 1)}
+    points = {name: weight.detach() for name, weight in points.items() if weight.shape[1] % 8 == 0}
+    blocks = select_blocks(points, ColBlock(32, 8), 0.5, 1)
+    return {
+        "taps unbalanced": {name: select_taps(layer.weight, 0.5, layer.groups) for name, layer in taps.items()},
+        "taps balanced": {name: select_taps(layer.weight, 0.5, 32) for name, layer in taps.items()},
+        "column blocks": {name: mask.reshape(layers[name].weight.shape) for name, mask in blocks.items()},
+    }
+
+
+def _repaired(model: Any, masks: Any, repair: str, moments: Any, norms: Any, pixels: Any) -> Any:
+    from crepe.vision.readers import fit_to_kept
+    from crepe.vision.repairs.bn import measure_again
+
+    if "compensate" in repair:
+        fit_to_kept(model, masks, {name: moments[name] for name in masks}, norms)
+    for name, mask in masks.items():
+        weight = model.get_submodule(name).weight
+        weight.data.copy_(torch.where(mask.reshape(weight.shape), weight, torch.zeros(())))
+    if "bn" in repair:
+        measure_again(model, [(batch, None) for batch in pixels])
+    return model.eval()
+
+
+def _share(convolutions: dict[str, tuple[Any, int]], masks: Any) -> float:
+    """Multiply-accumulates of the convolutions that are left."""
+    whole = sum(macs for _, macs in convolutions.values())
+    lost = sum(convolutions[name][1] * (1 - float(mask.float().mean())) for name, mask in masks.items())
+    return 1 - lost / whole
+
+
+def _accuracy_on(model: Any, preprocess: Any, images: Any) -> float:
+    from crepe.eval.images import accuracy
+
+    return float(accuracy(model.eval(), preprocess, images, torch.device("cpu"))["accuracy"])
+
+
+def latency(given: argparse.Namespace) -> None:
+    """The tuned ResNet-56 and its cut to 40 %, in turns, each in its faster memory layout."""
+    from crepe.eval import latency as measured
+    from crepe.vision.preprocess import example_input
+
+    lines = Lines(given.folder, "latency")
+    measured.BATCHES = (1, 64)
+    dense, preprocess = _open(given.folder / "base.safetensors")
+    for round_to in (1, 8):
+        pruned, _ = _open(given.folder / "base.safetensors")
+        example = example_input(preprocess)
+        crepe.prune(pruned, example=example, method="reprune", macs=MACS, round_to=round_to)
+        share = _macs(pruned, preprocess) / _macs(dense, preprocess)
+        for line in measured.compare(pruned, dense, example):
+            lines.add(f"round_to {round_to}, batch {line['batch']}", macs=share, **line)
+
+
+def report(given: argparse.Namespace) -> None:
+    for stage in ("base", "filters", "one-shot", "latency"):
+        found = Lines(given.folder, stage).found
+        keys = [k for k in ("macs", "untrained", "accuracy", "dense", "pruned") if any(k in f for f in found.values())]
+        print(f"\n### {stage}\n\n| case |", " | ".join(keys), "|\n|---|" + "---|" * len(keys))
+        for case, line in found.items():
+            print(f"| {case} |", " | ".join(f"{line[key]:.4f}" if key in line else "" for key in keys), "|")
 
 
 def _open(weights: str | Path) -> tuple[Any, Any]:
@@ -145,7 +290,7 @@ def _save(model: Any, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("stage", choices=["base", "filters"])
+    parser.add_argument("stage", choices=["base", "filters", "one-shot", "latency", "report"])
     parser.add_argument("--data", type=Path)
     parser.add_argument("--weights")
     parser.add_argument("--folder", type=Path, required=True)
@@ -153,7 +298,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
-    {"base": base, "filters": filters}[given.stage](given)
+    stages = {"base": base, "filters": filters, "one-shot": one_shot, "latency": latency, "report": report}
+    stages[given.stage](given)
 
 
 if __name__ == "__main__":
