@@ -24,7 +24,7 @@ class _Sums:
         self.tokens = 0
 
     def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        for part in inputs[0].detach().split(_AT_ONCE):
+        for part in torch.split(inputs[0].detach(), _AT_ONCE):
             rows = input_windows(layer, part)
             total, gram = rows.sum(1).double().cpu(), (rows.mT @ rows).double().cpu()
             self.total = total if self.total is None else self.total + total
@@ -52,7 +52,8 @@ def input_windows(layer: nn.Module, inputs: Tensor) -> Tensor:
         return inputs.float().flatten(0, -2)[None]
     seen = layer.padded(inputs) if isinstance(layer, SameConv2d) else inputs
     columns = nn.functional.unfold(seen.float(), layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # type: ignore[arg-type]
-    return columns.unflatten(1, (layer.groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
+    apart = columns.reshape(len(columns), layer.groups, -1, columns.shape[2])
+    return apart.permute(1, 0, 3, 2).flatten(1, 2)
 
 
 def input_rows(layer: nn.Module, inputs: Tensor) -> Tensor:

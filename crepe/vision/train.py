@@ -51,7 +51,8 @@ def finetune(
 
     accelerator = Accelerator(cpu=device.type == "cpu", device_placement=False)
     train, held = split(images, recipe.seed)
-    model = model.to(device, memory_format=torch.channels_last)
+    whole: Any = model  # whose type knows no memory formats
+    model = whole.to(device, memory_format=torch.channels_last)
     ready: Any = accelerator.prepare(model)
     optimizer = _optimizer(model, recipe)
     progress = read_progress(work, model, optimizer) or Progress([], {})
