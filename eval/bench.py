@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,8 @@ def bench(
         opened["reference"] = load(model, **options)[0].dequantize()
     for one in opened.values():
         require_length(one.config, prompt + new_tokens + 1)
-    runs, ratios, notes = _runs(opened, batch, prompt, new_tokens, rounds, place)
+    with torch.cuda.device(place) if place.type == "cuda" else nullcontext():
+        runs, ratios, notes = _runs(opened, batch, prompt, new_tokens, rounds, place)
     return {
         "machine": machine(place),
         "models": {role: {"name": names[role], **sizes(names[role], opened[role])} for role in names},
@@ -87,10 +89,14 @@ def _runs(
             prefill = side_by_side(reading, rounds, place)
             decode = side_by_side({role: one.decode for role, one in made.items()}, rounds, place, before=reading)
             for what, found, tokens in (("prefill", prefill, prompt), ("decode", decode, steps)):
-                runs += [_run(what, size, role, timing, size * tokens, place) for role, timing in found.items()]
+                runs += [_run(what, size, role, timing, size * tokens) for role, timing in found.items()]
                 if len(found) == 2:
                     times = ratio(found["reference"], found["model"])
                     ratios.append({"what": what, "batch": size, "times_faster": times})
+            peaks = _peaks(made, place)
+            for run in runs:
+                if run["batch"] == size and peaks:
+                    run["peak_memory_bytes"] = peaks[run["model"]]
             advance()
     return runs, ratios, list(notes)
 
@@ -101,11 +107,27 @@ def _generation(model: Any, batch: int, prompt: int, steps: int, place: torch.de
     return Generation(model, tokens.to(place), steps)
 
 
-def _run(what: str, batch: int, role: str, timing: Timing, tokens: int, place: torch.device) -> dict[str, Any]:
-    found = {"what": what, "batch": batch, "model": role, "tokens_per_second": timing.rate(tokens)}
-    if place.type == "cuda":
-        found["peak_memory_bytes"] = torch.cuda.max_memory_allocated(place)
+def _run(what: str, batch: int, role: str, timing: Timing, tokens: int) -> dict[str, Any]:
+    return {"what": what, "batch": batch, "model": role, "tokens_per_second": timing.rate(tokens)}
+
+
+def _peaks(made: dict[str, Generation], place: torch.device) -> dict[str, int]:
+    """Bytes that each model needs at most while it reads and writes, its weights included; nothing without CUDA."""
+    if place.type != "cuda":
+        return {}
+    weights = {role: _memory(one.model) for role, one in made.items()}
+    found = {}
+    for role, one in made.items():
+        torch.cuda.reset_peak_memory_stats(place)
+        one.prefill()
+        one.decode()
+        found[role] = torch.cuda.max_memory_allocated(place) - sum(weights.values()) + weights[role]
     return found
+
+
+def _memory(model: Any) -> int:
+    tensors = {t.data_ptr(): t for t in [*model.parameters(), *model.buffers()]}
+    return sum(t.numel() * t.element_size() for t in tensors.values())
 
 
 def is_packed(model: str) -> bool:
@@ -117,11 +139,10 @@ def is_packed(model: str) -> bool:
 def sizes(name: str, model: Any) -> dict[str, int | None]:
     """Bytes of the weight files (None where the model is no folder), and of parameters and buffers in memory."""
     folder = Path(name)
-    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
-    tensors = {t.data_ptr(): t for t in [*model.parameters(), *model.buffers()]}
+    files = sorted(folder.glob("model*.safetensors")) if folder.is_dir() else []
     return {
         "file_bytes": sum(file.stat().st_size for file in files) if files else None,
-        "memory_bytes": sum(t.numel() * t.element_size() for t in tensors.values()),
+        "memory_bytes": _memory(model),
     }
 
 
@@ -137,8 +158,9 @@ def machine(place: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
     }
     if place.type == "cuda":
-        import triton
+        from importlib.metadata import version
+        from importlib.util import find_spec
 
-        found |= {"triton": triton.__version__, "cuda": torch.version.cuda}
+        found |= {"triton": version("triton") if find_spec("triton") else None, "cuda": torch.version.cuda}
         found["cusparselt"] = torch.backends.cusparselt.version()
     return found

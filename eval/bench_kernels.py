@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from crepe.errors import UsageError
 from crepe.eval.bench import machine
 from crepe.pipeline.progress import bar
 
@@ -39,9 +40,11 @@ def bench_kernels(only: Sequence[str] = ("*",), device: str = "auto") -> dict[st
     if place.type != "cuda":
         reason = f"{len(chosen)} cases: kernels are timed on a GPU, and this is {place.type}"
         return {"machine": machine(place), "cases": [], "not_measured": [reason]}
-    limits = {"bytes_per_second": bandwidth(place), "flops_per_second": arithmetic(place)}
+    if not chosen:
+        raise UsageError(f'--only {",".join(only)} matches no case: they are called "operation label tokens"')
     measured = []
-    with bar("measuring", len(chosen)) as advance:
+    with torch.cuda.device(place), bar("measuring", len(chosen)) as advance:
+        limits = {"bytes_per_second": bandwidth(place), "flops_per_second": arithmetic(place)}
         for case in chosen:
             measured.append(measure(case, place, limits))
             advance()
@@ -76,7 +79,11 @@ def measure(case: Case, place: torch.device, limits: dict[str, float]) -> dict[s
             refused[way.name] = reason
             continue
         del operands
-        seconds = _graph_seconds(way, place)
+        try:
+            seconds = _graph_seconds(way, place)
+        except Exception as error:  # one way that fails must not cost what was measured before
+            refused[way.name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            continue
         ways[way.name] = {"us": 1e6 * seconds, "floor_us": 1e6 * floor(way, limits), "baseline": way.baseline}
     return {
         "operation": case.operation,

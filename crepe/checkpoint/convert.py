@@ -14,7 +14,7 @@ from crepe.checkpoint.blocks import shard_name
 from crepe.checkpoint.files import save_tensors
 from crepe.checkpoint.manifest import read_manifest
 from crepe.checkpoint.packed import PackedReport, layouts_of, packed_tensors, sizes_of
-from crepe.checkpoint.section import packed_section
+from crepe.checkpoint.section import packed_section, read_section
 from crepe.checkpoint.write import assemble
 from crepe.errors import CrepeError
 from crepe.masks import ColBlock, Mask, Pattern, Unstructured, parse_pattern
@@ -40,13 +40,17 @@ def convert(folder: str | Path, output: str | Path, format: str) -> dict[str, An
     folder, output = Path(folder), Path(output)
     if output.exists():
         raise CrepeError(f"{output} exists: choose another folder")
+    if read_section(folder).get("format") == "sliced":
+        raise CrepeError(f"{folder} is sliced, with a width for each layer: it is dense already and cannot be packed")
     content = read_manifest(folder) if format == "packed" or (folder / "crepe.json").is_file() else None
+    if content is not None and ("sliced" in content or content.get("kind") == "image-classification"):
+        raise CrepeError(f"{folder} holds smaller dense matrices: there are no zeros to pack")
     model, tokenizer = load(str(folder))
     if getattr(model, "hf_quantizer", None) is not None:
         model.dequantize()
         # Those of the packed file, whose tensors have their names in memory; the default ones lead to the checkpoint's.
         del model._weight_conversions
-    work = output.with_name(output.name + ".partial")
+    work = output.with_name(output.name + ".converting")
     shutil.rmtree(work, ignore_errors=True)
     try:
         final, reports = _written(model, content, work, format)

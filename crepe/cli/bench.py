@@ -48,6 +48,8 @@ def run(arguments: argparse.Namespace) -> None:
     if given.pop("kernels", False):
         _run_kernels(given, "json" in arguments)
         return
+    if "only" in given:
+        raise UsageError("--only chooses among the kernels: use it with --kernels")
     if "model" not in given:
         raise UsageError("nothing to measure: give a model, such as crepe bench llama-2of4-packed, or --kernels")
     result = bench(given.pop("model"), **given)

@@ -12,7 +12,7 @@ _TEXT = [
     ("--output", "DIR", "folder to write; must not exist"),
     ("--recipe", "NAME|FILE", "a shipped recipe (fast, balanced, best) or a YAML file; flags overrule it"),
     ("--method", "NAME", "importance score: crepe (default), ria, wanda, magnitude"),
-    ("--pattern", "P", "unstructured (default), N:M such as 2:4, channel, head, block, or a choice such as dense+2:4"),
+    ("--pattern", "P", "unstructured (default), N:M such as 2:4, colblock:RxC, channel, head, block, or dense+2:4"),
     ("--compare", "GROUP", "unstructured: compare weights over the tensor, each output row, or the global model"),
     ("--coefficients", "FILE", "YAML file with the coefficients of the crepe score"),
     ("--allocation", "NAME", "how the sparsity is divided over tensors: uniform (default), owl, alpha, error"),

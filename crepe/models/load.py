@@ -122,6 +122,8 @@ def skeleton(source: Source, dtype: str = "auto", trust_remote_code: bool = Fals
 
 
 def _not_dense(source: Source, section: Any) -> str:
+    if isinstance(section, dict) and section.get("format") == "sliced":
+        return f"{source.name} has a width for each layer: prune the original model, with both wishes at once"
     if isinstance(section, dict) and (section.get("quant_method") == "crepe" or section.get("sparsity_config")):
         return f"{source.name} is packed: unpack it first with `crepe convert {source.asked} OUT --format dense`"
     return f"{source.name} is quantised: prune the original floating-point model and quantise afterwards"

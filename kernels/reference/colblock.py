@@ -35,6 +35,9 @@ def unpack(values: Tensor, blocks: Tensor, pattern: ColBlock, inputs: int) -> Te
 
 def check(values: Tensor, blocks: Tensor, pattern: ColBlock, shape: tuple[int, int]) -> None:
     """Raises CrepeError where the two tensors are not a weight of `shape` (out, in) in this pattern."""
+    reason = pattern.obstacle(shape)
+    if reason:
+        raise CrepeError(f"a weight of shape {shape} cannot have pattern {pattern}: {reason}")
     out, inputs = shape
     tiles, available = -(-out // pattern.rows), inputs // pattern.columns
     if blocks.dim() != 2 or len(blocks) != tiles or blocks.dtype != torch.int32:

@@ -57,6 +57,9 @@ def unpack(values: Tensor, meta: Tensor) -> Tensor:
 
 def check(values: Tensor, meta: Tensor, shape: tuple[int, int]) -> None:
     """Raises CrepeError where the two tensors are not a 2:4 weight of `shape` (out, in)."""
+    reason = obstacle(shape)
+    if reason:
+        raise CrepeError(f"a weight of shape {shape} cannot be packed as 2:4: {reason}")
     out, inputs = shape
     expected = {"values": (out, inputs // 2), "meta": (out, inputs // INPUTS)}
     for name, tensor in {"values": values, "meta": meta}.items():

@@ -117,7 +117,8 @@ def _decide(bounds: Tensor, sums: Tensor, ordered: Tensor, keep: int) -> Tensor:
     it; ordered: the keys between the bounds, falling."""
     above_high, from_high, above_low, from_low = sums.unbind()
     capacity = len(ordered)
-    chosen = ordered[(keep - from_high - 1).clamp(0, capacity - 1)]
+    # Not by indexing, which would fetch the index from the device.
+    chosen = ordered.gather(0, (keep - from_high - 1).clamp(0, capacity - 1)[None])[0]
     inside = torch.stack([chosen.long(), from_high + (ordered > chosen).sum(), (ordered == chosen).sum()])
     at_high = torch.stack([bounds[1], above_high, from_high - above_high])
     at_low = torch.stack([bounds[0], above_low, from_low - above_low])

@@ -195,11 +195,12 @@ def _half_gone(model: Any, convolutions: dict[str, tuple[Any, int]]) -> dict[str
     taps = {name: layer for name, layer in layers.items() if layer.groups > 1}
     points = {n: layer.weight.flatten(1) for n, layer in layers.items() if layer.kernel_size == (1, 1)}
     points = {name: weight.detach() for name, weight in points.items() if weight.shape[1] % 8 == 0}
-    blocks = select_blocks(points, ColBlock(32, 8), 0.5, 1)
+    blocks, vectors = select_blocks(points, ColBlock(32, 8), 0.5, 1), select_blocks(points, ColBlock(32, 1), 0.5, 8)
     return {
         "taps unbalanced": {name: select_taps(layer.weight, 0.5, layer.groups) for name, layer in taps.items()},
         "taps balanced": {name: select_taps(layer.weight, 0.5, 32) for name, layer in taps.items()},
         "column blocks": {name: mask.reshape(layers[name].weight.shape) for name, mask in blocks.items()},
+        "column vectors": {name: mask.reshape(layers[name].weight.shape) for name, mask in vectors.items()},
     }
 
 
