@@ -13,10 +13,12 @@ from transformers.quantizers import auto
 
 import crepe
 from conftest import save_tokenizer
+from crepe.checkpoint.convert import convert
 from crepe.checkpoint.reshape import build_on_meta, shapes_of
 from crepe.checkpoint.sliced import new_names, resize_for, slice_tensors
 from crepe.errors import CrepeError, UsageError
 from crepe.models.blocks import find_blocks
+from crepe.pipeline.journal import work_folder
 from crepe.pipeline.walk import forward_tokens
 from families import tiny_model
 from runs import prune_named
@@ -235,3 +237,23 @@ def test_experts_are_cut_each_in_its_own_place() -> None:
     kept = torch.tensor([[0, 2], [1, 3]], dtype=torch.int32)
     cut = slice_tensors({"experts": tensor}, {"experts@2": kept})["experts"]
     assert torch.equal(cut, torch.stack([tensor[0][:, [0, 2]], tensor[1][:, [1, 3]]]))
+
+
+def test_a_sliced_folder_is_not_converted(tmp_path: Path) -> None:
+    """Its zeros are gone; a conversion would lose the widths of the layers."""
+    _sliced("llama", tmp_path / "each", pattern="channel", sparsity=0.25, bounds=PER_LAYER)
+    _sliced("llama", tmp_path / "same", pattern="channel", sparsity=0.25)
+    for name, message in (("each", "a width for each layer"), ("same", "no zeros to pack")):
+        with pytest.raises(CrepeError, match=message):
+            convert(tmp_path / name, tmp_path / "out", "packed")
+    assert not (tmp_path / "out").exists()
+
+
+def test_converting_leaves_an_unfinished_run_alone(tmp_path: Path) -> None:
+    model = _model("llama")
+    crepe.prune(model, tmp_path / "dense", rows=ROWS, batch_size=2, pattern="2:4", tokenizer=save_tokenizer(tmp_path))
+    begun = work_folder(tmp_path / "out") / "journal.jsonl"
+    begun.parent.mkdir()
+    begun.write_text("begun")
+    convert(tmp_path / "dense", tmp_path / "out", "packed")
+    assert begun.read_text() == "begun"

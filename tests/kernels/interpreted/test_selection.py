@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from crepe.errors import CrepeError
 from crepe.kernels.dispatch import Operation
@@ -112,6 +113,23 @@ def test_what_the_counts_decide(sums: tuple[int, ...], keep: int, state: tuple[i
     """Bounds are 10 and 50; 40, 30 and 30 were gathered between them."""
     found = global_threshold._decide(torch.tensor([10, 50]), torch.tensor(sums), torch.tensor([40, 30, 30]), keep)
     assert int(found[0]) == 0 if state == 0 else tuple(found.tolist()) == state
+
+
+class _NoFetch(TorchDispatchMode):
+    """Refuses every operation that hands a value from the device to Python."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert function is not torch.ops.aten._local_scalar_dense.default, "a value is fetched from the device"
+        return function(*args, **(kwargs or {}))
+
+
+def test_nothing_waits_for_the_device() -> None:
+    """So that a selection can be recorded as a CUDA graph; without a GPU only the operations show it."""
+    bounds, sums, between = torch.tensor([10, 50]), torch.tensor([2, 4, 7, 9]), torch.tensor([40, 30, 30])
+    with _NoFetch():
+        global_threshold._decide(bounds, sums, between, 5)
+    with pytest.raises(AssertionError, match="fetched"), _NoFetch():
+        sums.sum().item()
 
 
 def test_refusals_name_the_reason() -> None:
