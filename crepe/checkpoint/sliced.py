@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from crepe.checkpoint.blocks import checkpoint_tensors
 from crepe.checkpoint.files import save_tensors
 from crepe.checkpoint.reshape import Numbers, build_on_meta, edit, fit_config, shapes_of, shorter_config
+from crepe.checkpoint.section import VERSION
 from crepe.errors import CrepeError, UsageError
 from crepe.models.blocks import Block, find_blocks
-
-VERSION = 1
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from crepe.errors import CrepeError
 from crepe.kernels.dispatch import OPERATIONS, Backend, Operation, always
-from crepe.kernels.operations.scored import device_of, weight_obstacle
+from crepe.kernels.operations.scored import weight_obstacle
+from crepe.kernels.operations.tensors import device_of
 from crepe.kernels.reference import bitmap
 
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from crepe.kernels.dispatch import OPERATIONS, Backend, Operation, always, triton_obstacle
-from crepe.kernels.operations.scored import DTYPES, device_of
+from crepe.kernels.operations.scored import DTYPES
+from crepe.kernels.operations.tensors import device_of
 from crepe.kernels.reference import bitmap
 
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from crepe.kernels.dispatch import OPERATIONS, Backend, Operation, always
-from crepe.kernels.operations.scored import device_of, weight_obstacle
+from crepe.kernels.operations.scored import weight_obstacle
+from crepe.kernels.operations.tensors import device_of
 from crepe.kernels.reference import sums
 
 # Largest window: every entry is a load of its own, and the loop over them is unrolled.

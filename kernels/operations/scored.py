@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-
 import torch
 from torch import Tensor
 
 from crepe.kernels.dispatch import triton_obstacle
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-
-
-def device_of(tensor: Tensor) -> AbstractContextManager[None]:
-    """Makes the device of `tensor` the current one, on which Triton launches; nothing where it is on the CPU."""
-    found: AbstractContextManager[None] = torch.cuda.device_of(tensor)  # type: ignore[no-untyped-call]
-    return found
 
 
 def weight_obstacle(weight: Tensor) -> str | None:

@@ -15,6 +15,7 @@ from crepe.kernels.operations.sp24_unpack import layout_obstacle
 from crepe.kernels.operations.tensors import aligned, as_rows, device_of, kernel_obstacle, tokens_of
 from crepe.kernels.reference import sp24
 
+# More tokens at once need more registers than a thread has.
 MOST_MATVEC_TOKENS = 3
 # Where unpacking for every tile of tokens costs more than the bytes it saves (4.3 TB/s and 790 TFLOP/s, an H200).
 MOST_MATMUL_TOKENS = 96

@@ -9,8 +9,6 @@ from torch import Tensor
 
 from crepe.kernels.triton.launch import tile_of
 
-# Largest window: every entry is a load of its own, found in the L1 cache, and the loop over them is unrolled.
-LARGEST = 9
 ROWS = 8
 WARPS = 4
 
@@ -47,7 +45,8 @@ def box_mean_kernel(
 
 
 def box_mean(weight: Tensor, kernel: int) -> Tensor:
-    """See `crepe.kernels.reference.sums.box_mean`; windows of at most LARGEST."""
+    """See `crepe.kernels.reference.sums.box_mean`; for small windows: every entry is a load of its own, found in the
+    L1 cache, and the loop over them is unrolled."""
     outputs, inputs = weight.shape
     mean = torch.empty_like(weight, dtype=torch.float32)
     tile = tile_of(inputs, 1024)

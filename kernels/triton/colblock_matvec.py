@@ -12,7 +12,6 @@ from torch import Tensor
 from crepe.kernels.triton.configs import HOPPER, Config, Device, device_of, find, power_of_two
 from crepe.kernels.triton.groups import lower_float, read, upper_float
 
-MOST_TOKENS = 3
 # Inputs of one 16-byte load; a block is one or several.
 PIECE = 8
 

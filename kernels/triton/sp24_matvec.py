@@ -12,9 +12,6 @@ from torch import Tensor
 from crepe.kernels.triton.configs import HOPPER, Config, Device, device_of, find, power_of_two
 from crepe.kernels.triton.groups import lower_float, pick, read, upper_float
 
-# More tokens at once need more registers than a thread has.
-MOST_TOKENS = 3
-
 
 @triton.jit
 def matvec_kernel(
