@@ -4,8 +4,8 @@
     python tests/measure/stack.py peer   --calibration FILE --test FILE --folder DIR --peer PYTHON
     python tests/measure/stack.py report --folder DIR
 
-`run` prunes and evaluates every case that DIR does not hold yet, each in a process of its own, so that seconds and peak
-memory are its own; it goes on where it was stopped. Cases are called PATTERN/NAME, such as 2:4/sparsegpt. `peer` does
+`run` prunes and evaluates every case that DIR does not hold yet, each in a process of its own, so that seconds, processor
+seconds (which other work on the machine does not stretch) and peak memory are its own; it goes on where it was stopped. Cases are called PATTERN/NAME, such as 2:4/sparsegpt. `peer` does
 the same with llm-compressor's SparseGPT; PYTHON is an interpreter that has it. `report` prints the tables and draws the
 figures.
 
@@ -37,13 +37,14 @@ MASKS: dict[str, dict[str, Any]] = {
     "magnitude": {"method": "magnitude"},
     "wanda": {"method": "wanda"},
     "ria": {"method": "ria"},
-    "crepe, untuned": {"coefficients": UNTUNED},
+    "crepe untuned": {"coefficients": UNTUNED},
     "crepe + pho": {},
 }
 ALLOCATIONS = ("owl", "alpha", "error")
 REFINED = ("dsnot", "swaps", "optimal", "cg", "sparsegpt", "admm", "refit")
 GROUPED = ("permute", "fold")
 FLOAT = {"sparsegpt in float32": {"refine": "sparsegpt", "dtype": "float32"}}  # as the peer runs
+COMPARED = ("50%", "60%", "2:4")  # where an aim names the peer
 RECIPES = ("fast", "balanced", "best")
 PEERS = {"float32": "llm-compressor sparsegpt", "bfloat16": "llm-compressor sparsegpt in bfloat16"}
 
@@ -53,7 +54,8 @@ def cases() -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {"dense": {}}
     for label, pattern in PATTERNS.items():
         grouped = "pattern" in pattern
-        table = {**MASKS, **{name: {"refine": name} for name in REFINED}, **FLOAT}
+        table = {**MASKS, **{name: {"refine": name} for name in REFINED}}
+        table |= FLOAT if label in COMPARED else {}
         if grouped:
             table |= {name: {"refine": name, "pipeline": "one-pass"} for name in GROUPED}
         else:
@@ -90,7 +92,9 @@ def one(given: argparse.Namespace) -> dict[str, Any]:
     if fields:
         samples = build({"model": "x", **{k: v for k, v in fields.items() if k == "recipe"}}).samples
         rows = packed_rows(tokenizer, read_corpus(given.calibration), samples, SEQLEN, 0)
+        start = time.process_time()
         result = crepe.prune(model, rows=rows, **_with_file(fields, given.folder))
+        line["processor"] = time.process_time() - start
         raised = [n for n, r in result.tensors.items() if list(r.steps.values()) != sorted(r.steps.values())[::-1]]
         worse = [name for name, fits in result.fits.items() if any(after > before for before, after in fits.values())]
         assert not raised and not worse, (raised, worse)
@@ -161,13 +165,13 @@ data = Dataset.from_dict({"input_ids": rows, "attention_mask": [[1] * len(row) f
 targets = [type(model.model.layers[0]).__name__]
 embedding = model.model.embed_tokens.weight.clone()
 recipe = SparseGPTModifier(sparsity=float(sparsity), mask_structure=structure, targets=targets)
-start = time.perf_counter()
+start, busy = time.perf_counter(), time.process_time()
 oneshot(model=model, dataset=data, recipe=[recipe], max_seq_length=512, num_calibration_samples=len(rows))
-seconds = time.perf_counter() - start
+seconds, busy = time.perf_counter() - start, time.process_time() - busy
 model.save_pretrained(folder + "/pruned")
 assert (model.model.layers[0].mlp.down_proj.weight == 0).float().mean() > 0.4, "nothing was pruned"
 assert torch.equal(model.model.embed_tokens.weight, embedding), "the embedding was pruned"
-print("DONE", json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
+print("DONE", json.dumps([seconds, busy, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
 """
 
 
@@ -196,9 +200,9 @@ def peer(given: argparse.Namespace) -> None:
         command = [given.peer, "-c", PEER, str(folder), str(fields.get("sparsity", 0.5)), structure]
         command.append(given.peer_dtype)
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=folder)
-        seconds, peak = json.loads(done.stdout.split("DONE")[-1])
+        seconds, busy, peak = json.loads(done.stdout.split("DONE")[-1])
         pruned = crepe.load(str(folder / "pruned"), dtype="bfloat16")[0]
-        line = {"case": name, "seconds": seconds, "peak": peak, "date": time.strftime("%Y-%m-%d")}
+        line = {"case": name, "seconds": seconds, "processor": busy, "peak": peak, "date": time.strftime("%Y-%m-%d")}
         line["threads"] = torch.get_num_threads()
         lines.add(line | _evaluate(pruned, tokenizer, given))
         print(name, f"{lines.found[name]['perplexity']:.2f}", f"{seconds:.0f} s", flush=True)
@@ -210,7 +214,7 @@ def report(given: argparse.Namespace) -> None:
     for label in PATTERNS:
         names = [name for name in cases() if name.startswith(f"{label}/")]
         names += [f"{label}/{name}" for name in PEERS.values()]
-        print(f"### {label}\n\n| case | perplexity | manual | KL | seconds | peak memory |\n|---|---|---|---|---|---|")
+        print(f"### {label}\n\n| case | perplexity | manual | KL | seconds | processor seconds | peak memory |\n|---|---|---|---|---|---|---|")
         for name in (name for name in names if name in lines.found):
             print(f"| {name.split('/')[1]} |", " | ".join(_cells(lines.found[name])), "|")
         missing = [name.split("/")[1] for name in names if name not in lines.found]
@@ -220,7 +224,8 @@ def report(given: argparse.Namespace) -> None:
 
 def _cells(line: dict[str, Any]) -> list[str]:
     numbers = [f"{line['perplexity']:.2f}", f"{line['other']:.2f}", f"{line['kl']:.3f}"]
-    return [*numbers, f"{line['seconds']:.0f}", f"{line['peak'] / 1e9:.2f} GB"]
+    processor = f"{line['processor']:.0f}" if "processor" in line else "not taken"
+    return [*numbers, f"{line['seconds']:.0f}", processor, f"{line['peak'] / 1e9:.2f} GB"]
 
 
 def _figure(lines: Lines, label: str, folder: Path) -> None:
