@@ -100,12 +100,20 @@ class Walk:
     """Iterate over `blocks`; for each, call `run` as often as needed, then `advance`.
 
     streams: how often every batch walks. What one stream sees of the weights is up to the caller: a second one that
-    is advanced before a block is pruned goes on as the dense model would.
+    is advanced before a block is pruned goes on as the dense model would. forward: how the model takes a batch.
     """
 
-    def __init__(self, model: nn.Module, blocks: Sequence[Block], batches: Sequence[Tensor], streams: int = 1) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        blocks: Sequence[Block],
+        batches: Sequence[Tensor],
+        streams: int = 1,
+        forward: Callable[[Any, Tensor], Any] | None = None,
+    ) -> None:
         self.blocks = blocks
-        self._streams = [[_Parent(partial(forward_tokens, model, batch)) for batch in batches] for _ in range(streams)]
+        run = partial(forward or forward_tokens, model)
+        self._streams = [[_Parent(partial(run, batch)) for batch in batches] for _ in range(streams)]
         self._forwards = {block.module: block.module.forward for block in blocks}
         self._originals = {module: module.__dict__.get("forward") for module in self._forwards}
 

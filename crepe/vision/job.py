@@ -25,6 +25,7 @@ from crepe.pipeline.output import require_replaceable
 from crepe.vision.attention import cut_heads, head_masks
 from crepe.vision.cost import macs, parameters
 from crepe.vision.cut import channel_masks, cut, hold
+from crepe.vision.evidence import Evidence
 from crepe.vision.fingerprint import image_fingerprint
 from crepe.vision.graph import Graph
 from crepe.vision.images import Images, batches, chosen, read_images, require_labels
@@ -91,7 +92,7 @@ def prune_image_model(given: dict[str, Any], started: float) -> ImageResult:
     images = _images(choices, model)
     run = _Run(choices, model, preprocess, images, device, example_input(preprocess, seed=recipe.seed))
     graph = Graph(model, run.example)
-    selection = select(graph, choices, run.example, run.statistics(graph))
+    selection = run.selection(graph)
     journal = Journal.open(output, fingerprint, recipe.resume, recipe.overwrite)
     try:
         result = run.carry_out(graph, selection, journal.folder, str(source), started)
@@ -126,7 +127,7 @@ def prune_image_object(model: nn.Module, example: Tensor, given: dict[str, Any],
     training = model.training
     run = _Run(choices, model.eval(), preprocess, _images(choices, None), device, example)
     graph = Graph(model, example)
-    selection = select(graph, choices, example, run.statistics(graph))
+    selection = run.selection(graph)
     result = run.carry_out(graph, selection, None, type(model).__name__, started)
     result.model = model.train(training)
     return result
@@ -175,6 +176,14 @@ class _Run:
     device: torch.device
     example: Tensor
 
+    def selection(self, graph: Graph) -> Selection:
+        """What goes, by the method's parts and what they need to know of the images."""
+        evidence = None
+        if self.choices.needs_evidence:
+            pixels = [one for one, _ in self._calibration()]
+            evidence = Evidence(graph, pixels, self.device)
+        return select(graph, self.choices, self.example, self.statistics(graph), evidence)
+
     def statistics(self, graph: Graph) -> dict[str, dict[str, Tensor]]:
         """What the method's parts need to know of the images: group name -> statistics."""
         found: dict[str, dict[str, Tensor]] = {}
@@ -187,7 +196,7 @@ class _Run:
         recipe, model = self.choices.recipe, self.model.to(self.device)
         groups = [group for group in graph.groups if group.obstacle is None]
         rows = chosen(self.images, recipe.samples, recipe.seed)
-        for name in sorted(self.choices.method.needs):
+        for name in sorted(self.choices.method.needs & set(STATISTICS)):
             values = STATISTICS[name](model, groups, batches(rows, self.preprocess, recipe.batch_size), self.device)
             for group, of_channels in values.items():
                 found.setdefault(group, {})[name] = of_channels
@@ -318,7 +327,7 @@ def plan(given: dict[str, Any]) -> dict[str, Any]:
     model, preprocess = open_image_model(source), source.preprocessor()
     run = _Run(choices, model, preprocess, _images(choices, model), parse_device("cpu"), example_input(preprocess))
     graph = Graph(model, run.example)
-    selection = select(graph, choices, run.example, run.statistics(graph))
+    selection = run.selection(graph)
     smaller = copy.deepcopy(model)
     cut(Graph(smaller, run.example), selection.groups, selection.kept)
     for attention, choice in selection.heads:

@@ -51,13 +51,28 @@ def fit_to_kept(
 
 def _write(model: nn.Module, name: str, kept: Tensor, moments: Moments, norm: str | None, damping: float) -> None:
     layer = model.get_submodule(name)
-    weight, bias = layer.get_parameter("weight"), getattr(layer, "bias", None)
-    if bias is None and norm is None:
+    if getattr(layer, "bias", None) is None and norm is None:
         moments = _without_constant(moments)
-    matrix = weight.detach().flatten(1).cpu().float()
+    matrix = layer.get_parameter("weight").detach().flatten(1).cpu().float()
+    write_fitted(model, name, matrix, kept, moments, norm, _mean_output(matrix, moments.mean), damping)
+
+
+def write_fitted(
+    model: nn.Module,
+    name: str,
+    matrix: Tensor,
+    kept: Tensor,
+    moments: Moments,
+    norm: str | None,
+    target: Tensor,
+    damping: float = DAMPING,
+) -> None:
+    """Fit `matrix` (out, in) to `kept` and write it into the layer; what is missing to the mean output `target` (out,)
+    goes into the bias, or the running mean of `norm`, or nowhere."""
+    layer = model.get_submodule(name)
+    weight, bias = layer.get_parameter("weight"), getattr(layer, "bias", None)
     found = _fitted(matrix, kept.cpu().flatten(1), moments, damping)
-    # `matrix` may share its memory with the weight, so the shift comes before the weight is written.
-    shift = _mean_output(matrix - found, moments.mean)
+    shift = target - _mean_output(found, moments.mean)
     weight.copy_(found.reshape(weight.shape))
     if bias is not None:
         bias += shift.to(bias)

@@ -31,7 +31,11 @@ class ImageChoices:
 
     @property
     def needs_images(self) -> bool:
-        return bool(self.method.needs) or self.recipe.finetune > 0 or bool(self.recipe.refine)
+        return self.needs_evidence or bool(self.method.needs) or self.recipe.finetune > 0 or bool(self.recipe.refine)
+
+    @property
+    def needs_evidence(self) -> bool:
+        return self.rule.needs_curves or "moments" in self.method.needs
 
     @property
     def needs_labels(self) -> bool:
@@ -64,6 +68,7 @@ def choose_image(recipe: Recipe) -> ImageChoices:
     choices = ImageChoices(recipe, method, rule, _SPARSITY if recipe.sparsity is None else recipe.sparsity, recipe.macs)
     if choices.needs_images and recipe.calibration == "self":
         repair = f"refinement {recipe.refine[0]!r}" if recipe.refine else f"method {recipe.method!r}"
+        repair = f"allocation {recipe.allocation!r}" if rule.needs_curves else repair
         what = "fine-tuning" if recipe.finetune else repair
         raise UsageError(f"{what} needs images: give --calibration with an image folder, a .parquet file or a Hub id")
     return choices

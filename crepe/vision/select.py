@@ -5,23 +5,28 @@ from __future__ import annotations
 import copy
 import fnmatch
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from crepe.allocation.curves import Curve
 from crepe.errors import CrepeError, UsageError
+from crepe.masks.select import kept_count
 from crepe.models.views import Skipped
 from crepe.vision.attention import Attention, cut_heads, find_attentions, head_masks, heads_of
 from crepe.vision.cost import Shrinking
 from crepe.vision.cut import TOLERANCE, distance, faithful, hold
+from crepe.vision.evidence import Evidence
 from crepe.vision.graph import Graph
 from crepe.vision.group import Group
 from crepe.vision.layers import kind_of, layer_of
 from crepe.vision.load import logits_of
 from crepe.vision.methods import FilterPart, HeadChoice, HeadPart, Layer, MaskPart
 from crepe.vision.recipe import ImageChoices
-from crepe.vision.widths.base import widths
+from crepe.vision.widths.base import Rule, widths
+from crepe.vision.widths.measured import TRIED
 
 # Halvings of the interval of shares until the MACs target is met as closely as whole channels can.
 _HALVINGS = 40
@@ -64,11 +69,16 @@ def candidates(graph: Graph, part: FilterPart, choices: ImageChoices) -> tuple[l
 
 
 def select(
-    graph: Graph, choices: ImageChoices, example: Tensor, statistics: Mapping[str, Mapping[str, Tensor]]
+    graph: Graph,
+    choices: ImageChoices,
+    example: Tensor,
+    statistics: Mapping[str, Mapping[str, Tensor]],
+    evidence: Evidence | None = None,
 ) -> Selection:
     """Apply every part of the method to the dense weights.
 
-    statistics: group name -> statistics of its channels, (width,) each.
+    statistics: group name -> statistics of its channels, (width,) each. evidence: of the calibration images, where the
+    method or the allocation needs it.
 
     Raises:
         CrepeError: nothing can be cut, or a layer would be emptied.
@@ -76,9 +86,9 @@ def select(
     found = Selection([], {})
     for part in choices.method.parts:
         if isinstance(part, FilterPart):
-            found = _joined(found, _filters(graph, part, choices, example, statistics))
+            found = _joined(found, _filters(graph, part, choices, example, statistics, evidence))
         elif isinstance(part, MaskPart):
-            found = _joined(found, _masked(graph.model, part, choices))
+            found = _joined(found, _masked(graph.model, part, choices, evidence))
         else:
             found = _joined(found, _heads(graph.model, part, choices, example))
     if not found.groups and not found.masks and not found.heads:
@@ -105,9 +115,13 @@ def _filters(
     choices: ImageChoices,
     example: Tensor,
     statistics: Mapping[str, Mapping[str, Tensor]],
+    evidence: Evidence | None,
 ) -> Selection:
     groups, skipped = candidates(graph, part, choices)
     layers = {group.name: layer_of(graph.model, group, statistics.get(group.name)) for group in groups}
+    if choices.rule.needs_curves and evidence is not None:
+        curves = {group.name: _filter_curve(part, group, layers[group.name], evidence) for group in groups}
+        choices = replace(choices, rule=Rule(partial(choices.rule, curves=curves)))
     keep = _keep(graph.model, groups, layers, choices, example)
     narrower = [group for group in groups if keep[group.name] < group.units]
     kept = {group.name: _checked(part, layers[group.name], keep[group.name]) for group in narrower}
@@ -116,6 +130,17 @@ def _filters(
     why = "the network would compute something else without its channels"
     skipped += [_skipped(graph.model, name, why) for name in sorted(unsound)]
     return Selection(sound, {group.name: kept[group.name] for group in sound}, skipped=skipped)
+
+
+def _filter_curve(part: FilterPart, group: Group, layer: Layer, evidence: Evidence) -> Curve:
+    """What the model's outputs lose with shares of the channels of one group: (share, loss), rising."""
+    found = [(0.0, 0.0)]
+    for share in TRIED:
+        keep = max(kept_count(group.units, share), 1)
+        if 1 - keep / group.units > found[-1][0]:
+            loss = evidence.loss([group], {group.name: _checked(part, layer, keep)}, {})
+            found.append((1 - keep / group.units, loss))
+    return found
 
 
 def _checked(part: FilterPart, layer: Layer, keep: int) -> Tensor:
@@ -149,7 +174,7 @@ def _keep(
     return keep_at(high)
 
 
-def _masked(model: nn.Module, part: MaskPart, choices: ImageChoices) -> Selection:
+def _masked(model: nn.Module, part: MaskPart, choices: ImageChoices, evidence: Evidence | None) -> Selection:
     """Masks of weights inside layers that keep their shape; the layer that sees the pixels stays dense."""
     recipe, layers, skipped = choices.recipe, {}, []
     names = [name for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
@@ -166,9 +191,34 @@ def _masked(model: nn.Module, part: MaskPart, choices: ImageChoices) -> Selectio
             skipped.append(_skipped(model, name, f"the method leaves {layer.kind} layers as they are"))
         else:
             layers[name] = layer
-    found = part.select(layers, choices.sparsity) if layers else {}
+    if "moments" in part.needs and evidence is not None:
+        moments = evidence.moments(list(layers))
+        layers = {n: replace(layer, moments=moments[n], gain=evidence.gain(n)) for n, layer in layers.items()}
+    found = _divided(part, layers, choices, evidence) if layers else {}
     masks = {f"{n}.weight": m.reshape(model.get_submodule(n).weight.shape) for n, m in found.items()}  # type: ignore[arg-type]
     return Selection([], {}, masks, dict.fromkeys(masks, part.pattern), skipped)
+
+
+def _divided(
+    part: MaskPart, layers: Mapping[str, Layer], choices: ImageChoices, evidence: Evidence | None
+) -> Mapping[str, Tensor]:
+    """Masks by layer: the method divides the sparsity itself, unless it is to be measured what each layer can lose."""
+    if not choices.rule.needs_curves or evidence is None:
+        return part.select(layers, choices.sparsity)
+    curves = {name: _mask_curve(part, layer, evidence) for name, layer in layers.items()}
+    shares = choices.rule(list(layers.values()), choices.sparsity, curves)
+    return {n: mask for name, layer in layers.items() for n, mask in part.select({name: layer}, shares[name]).items()}
+
+
+def _mask_curve(part: MaskPart, layer: Layer, evidence: Evidence) -> Curve:
+    """`_filter_curve` for weights of one layer."""
+    found = [(0.0, 0.0)]
+    for share in TRIED:
+        for name, mask in part.select({layer.name: layer}, share).items():
+            removed = 1 - float(mask.double().mean())
+            if removed > found[-1][0]:
+                found.append((removed, evidence.loss([], {}, {f"{name}.weight": mask.reshape(evidence.shape(name))})))
+    return found
 
 
 def _heads(model: nn.Module, part: HeadPart, choices: ImageChoices, example: Tensor) -> Selection:

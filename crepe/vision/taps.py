@@ -22,15 +22,16 @@ def guarded(score: Tensor) -> Tensor:
     return score.scatter(1, best, torch.inf)
 
 
-def select_taps(weight: Tensor, sparsity: float, group: int = 32) -> Tensor:
+def select_taps(weight: Tensor, sparsity: float, group: int = 32, score: Tensor | None = None) -> Tensor:
     """Mask of the taps to keep, bool, of the shape of `weight` (channels, 1, kh, kw).
 
-    Every group of `group` channels loses floor(sparsity * taps) of its smallest, and every channel keeps one.
+    Every group of `group` channels loses floor(sparsity * taps) of its smallest, and every channel keeps one. score:
+    (channels, kh * kw), |W| unless given.
 
     Raises:
         CrepeError: fewer taps would stay than there are channels.
     """
-    score = tap_score(weight)
+    score = tap_score(weight) if score is None else score
     channels, taps = min(group, len(score)), score.shape[1]
     if channels * taps - removed_count(channels * taps, sparsity) < channels:
         raise CrepeError(

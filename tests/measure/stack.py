@@ -4,10 +4,10 @@
     python tests/measure/stack.py peer   --calibration FILE --test FILE --folder DIR --peer PYTHON
     python tests/measure/stack.py report --folder DIR
 
-`run` prunes and evaluates every case that DIR does not hold yet, each in a process of its own, so that seconds, processor
-seconds (which other work on the machine does not stretch) and peak memory are its own; it goes on where it was stopped. Cases are called PATTERN/NAME, such as 2:4/sparsegpt. `peer` does
-the same with llm-compressor's SparseGPT; PYTHON is an interpreter that has it. `report` prints the tables and draws the
-figures.
+`run` prunes and evaluates every case that DIR does not hold yet, each in a process of its own, so that seconds,
+processor seconds (which other work on the machine does not stretch) and peak memory are its own; it goes on where it was
+stopped. Cases are called PATTERN/NAME, such as 2:4/sparsegpt. `peer` does the same with llm-compressor's SparseGPT;
+PYTHON is an interpreter that has it. `report` prints the tables and draws the figures.
 
 Calibration: 64 rows of 512 tokens, and as many as its recipe says for `best`. Perplexity on windows of 512 tokens of
 the test text, and of Python's own reference manual as the text that is unlike the calibration text; KL to the dense
@@ -214,7 +214,9 @@ def report(given: argparse.Namespace) -> None:
     for label in PATTERNS:
         names = [name for name in cases() if name.startswith(f"{label}/")]
         names += [f"{label}/{name}" for name in PEERS.values()]
-        print(f"### {label}\n\n| case | perplexity | manual | KL | seconds | processor seconds | peak memory |\n|---|---|---|---|---|---|---|")
+        print(
+            f"### {label}\n\n| case | perplexity | manual | KL | seconds | processor seconds | peak memory |\n|---|---|---|---|---|---|---|"
+        )
         for name in (name for name in names if name in lines.found):
             print(f"| {name.split('/')[1]} |", " | ".join(_cells(lines.found[name])), "|")
         missing = [name.split("/")[1] for name in names if name not in lines.found]

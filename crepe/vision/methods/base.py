@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from crepe.registry import Registry
+from crepe.vision.compensation import Moments
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Layer:
     (out, in / groups, kh, kw) float32, a Linear as (out, in, 1, 1). kind: `conv`, `pointwise`, `depthwise`, `grouped`
     or `linear`, of the first layer. tied: whether other layers share the channels. scales: (out,) absolute batch-norm
     scales of each batch norm that follows directly, in the order of `weights`, empty without batch norm.
-    statistics: what the part asked for in `needs`, each (out,) float32.
+    statistics: what the part asked for in `needs`, each (out,) float32. moments: of the inputs of the layer, and gain:
+    (out,), what the batch norm behind multiplies each output with, for mask parts that ask for `moments`.
     """
 
     name: str
@@ -38,6 +40,8 @@ class Layer:
     tied: bool = False
     scales: tuple[Tensor, ...] = ()
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
+    moments: Moments | None = None
+    gain: Tensor | None = None
 
     @property
     def weight(self) -> Tensor:
@@ -106,11 +110,15 @@ class FilterPart:
 
 @dataclass(frozen=True)
 class MaskPart:
-    """Zeroes weights of layers that keep their shape. pattern: the name that the manifest gives to these zeros."""
+    """Zeroes weights of layers that keep their shape. pattern: the name that the manifest gives to these zeros.
+
+    needs: `moments`, where the part looks at what the layers read of the calibration images.
+    """
 
     select: MaskSelect
     pattern: str
     suits: Callable[[Layer], bool] = any_layer
+    needs: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -128,7 +136,7 @@ class Method:
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset().union(*(part.needs for part in self.parts if isinstance(part, FilterPart)))
+        return frozenset().union(*(part.needs for part in self.parts if not isinstance(part, HeadPart)))
 
 
 METHODS: Registry[Method] = Registry("method", "crepe.vision.methods")

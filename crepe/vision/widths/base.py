@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
+from crepe.allocation.curves import Curve
 from crepe.errors import CrepeError
 from crepe.masks.select import kept_count
 from crepe.registry import Registry
 from crepe.vision.methods.base import Layer
 
-# (layers, share of the channels to remove) -> share of each layer by name. The share may reach 1.
-Rule = Callable[[Sequence[Layer], float], dict[str, float]]
+
+@dataclass(frozen=True)
+class Rule:
+    """divide: (layers, share to remove) -> share of each layer by name, which may reach 1.
+
+    needs_curves: `divide` also takes, by name, what the model's outputs lose with shares of that layer alone, rising.
+    """
+
+    divide: Callable[..., dict[str, float]]
+    needs_curves: bool = False
+
+    def __call__(
+        self, layers: Sequence[Layer], share: float, curves: Mapping[str, Curve] | None = None
+    ) -> dict[str, float]:
+        return self.divide(layers, share, curves) if self.needs_curves else self.divide(layers, share)
+
 
 RULES: Registry[Rule] = Registry("allocation of image models", "crepe.vision.widths")
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from crepe.vision.methods.base import Layer
-from crepe.vision.widths.base import RULES
+from crepe.vision.widths.base import RULES, Rule
 
 
 def layer_sparsities(scales: Mapping[str, Tensor], sparsity: float) -> dict[str, float]:
@@ -37,4 +37,4 @@ def bn_quantile(layers: Sequence[Layer], share: float) -> dict[str, float]:
     return {layer.name: found.get(layer.name, share) for layer in layers}
 
 
-RULES.add("bn-quantile", bn_quantile)
+RULES.add("bn-quantile", Rule(bn_quantile))

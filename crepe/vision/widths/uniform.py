@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from crepe.vision.methods.base import Layer
-from crepe.vision.widths.base import RULES
+from crepe.vision.widths.base import RULES, Rule
 
 
 def uniform(layers: Sequence[Layer], share: float) -> dict[str, float]:
     return {layer.name: share for layer in layers}
 
 
-RULES.add("uniform", uniform)
+RULES.add("uniform", Rule(uniform))
