@@ -10,6 +10,7 @@ from crepe.recipe import Recipe, build
 from crepe.vision.methods import METHODS, FilterPart, Method
 from crepe.vision.repairs import REPAIRS
 from crepe.vision.widths import RULES, Rule
+from crepe.vision.widths.measured import TRIED
 
 DEFAULTS: dict[str, Any] = {"method": "l2", "format": "sliced", "batch_size": 64, "samples": 256}
 OPTIMIZERS = ("sgd", "adamw")
@@ -60,6 +61,11 @@ def choose_image(recipe: Recipe) -> ImageChoices:
         raise UsageError(f"macs = {recipe.macs}: give the share of multiply-accumulates to keep, such as 0.4")
     if recipe.macs is not None and not all(isinstance(part, FilterPart) for part in method.parts):
         raise UsageError(f"macs: method {recipe.method!r} does not only remove channels; give --sparsity instead")
+    if rule.needs_curves and (recipe.sparsity or 0) > TRIED[-1]:
+        raise UsageError(
+            f"sparsity = {recipe.sparsity}: allocation {recipe.allocation!r} tries every layer up to {TRIED[-1]}; "
+            "ask for less, or for another allocation"
+        )
     for name in recipe.refine:
         REPAIRS.get(name)
     if recipe.format == "packed":

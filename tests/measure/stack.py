@@ -5,8 +5,8 @@
     python tests/measure/stack.py report --folder DIR
 
 `run` prunes and evaluates every case that DIR does not hold yet, each in a process of its own, so that seconds,
-processor seconds (which other work on the machine does not stretch) and peak memory are its own; it goes on where it was
-stopped. Cases are called PATTERN/NAME, such as 2:4/sparsegpt. `peer` does the same with llm-compressor's SparseGPT;
+processor seconds (which other work on the machine does not stretch) and peak memory are its own; it goes on where it
+was stopped. Cases are called PATTERN/NAME, such as 2:4/sparsegpt. `peer` does the same with llm-compressor's SparseGPT;
 PYTHON is an interpreter that has it. `report` prints the tables and draws the figures.
 
 Calibration: 64 rows of 512 tokens, and as many as its recipe says for `best`. Perplexity on windows of 512 tokens of
@@ -214,9 +214,8 @@ def report(given: argparse.Namespace) -> None:
     for label in PATTERNS:
         names = [name for name in cases() if name.startswith(f"{label}/")]
         names += [f"{label}/{name}" for name in PEERS.values()]
-        print(
-            f"### {label}\n\n| case | perplexity | manual | KL | seconds | processor seconds | peak memory |\n|---|---|---|---|---|---|---|"
-        )
+        print(f"### {label}\n\n| case | perplexity | manual | KL | seconds | processor seconds | peak memory |")
+        print("|---|---|---|---|---|---|---|")
         for name in (name for name in names if name in lines.found):
             print(f"| {name.split('/')[1]} |", " | ".join(_cells(lines.found[name])), "|")
         missing = [name.split("/")[1] for name in names if name not in lines.found]

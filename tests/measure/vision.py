@@ -8,6 +8,8 @@ Stages, each writing JSON lines into DIR and going on where it was stopped:
             network, all trained for the same number of epochs
   latency   the dense and the sliced network of `filters`, in turns
   one-shot  EfficientNet-Lite0 without fine-tuning: taps (DEPrune), column blocks (BCBP), filters
+  command   the same by `crepe prune`: weights by what they cost, shares measured on the outputs, fits layer by layer;
+            beside filters of the same share of multiply-accumulates
   report    Markdown tables
 
 FOLDER holds cifar10-train.parquet, cifar10-test.parquet and imagenet-sample-500.parquet. The test images are used for
@@ -153,6 +155,51 @@ def one_shot(given: argparse.Namespace) -> None:
             lines.add(name, macs=macs, accuracy=_accuracy_on(pruned, preprocess, report))
 
 
+COMMAND: dict[str, dict[str, Any]] = {
+    "taps by cost": {"method": "deprune-obs", "refine": "sequential"},
+    "taps by cost, shares measured": {"method": "deprune-obs", "refine": "sequential", "allocation": "measured"},
+    "blocks by cost, shares measured": {"method": "bcbp-obs", "refine": "compensate,bn", "allocation": "measured"},
+    "vectors by cost, shares measured": {
+        "method": "bcbp-vector-obs",
+        "refine": "compensate,bn",
+        "allocation": "measured",
+    },
+}
+
+
+def command(given: argparse.Namespace) -> None:
+    """Half of the taps, or of the weights of every layer that column blocks fit, on the images of `one-shot`."""
+    lines = Lines(given.folder, "command")
+    _, report = _halves(given)
+    for case, fields in COMMAND.items():
+        if given.cases and case not in given.cases.split(";"):
+            continue
+        share = _by_command(lines, given, report, case, {**fields, "sparsity": 0.5})
+        if not case.startswith("taps"):
+            for how in ({"refine": "bn"}, {"refine": "compensate,bn"}, {"refine": "bn", "allocation": "measured"}):
+                beside = f"filters beside {case}, " + ", ".join(how.values())
+                _by_command(lines, given, report, beside, {**how, "method": "l2", "macs": share})
+
+
+def _by_command(lines: Lines, given: argparse.Namespace, report: Any, case: str, fields: dict[str, Any]) -> float:
+    """Measure one case, unless it has been; the share of multiply-accumulates that is left, zeros counted as gone."""
+    from crepe.vision.load import load_image_model
+    from crepe.vision.preprocess import example_input
+
+    if case not in lines.found:
+        folder = given.folder / "command"
+        common = {"samples": 128, "batch_size": 16, "overwrite": True}
+        calibration = str(given.folder / "fitting.parquet")
+        result = crepe.prune("efficientnet-lite0", folder, calibration=calibration, **fields, **common)
+        model, preprocess = load_image_model(str(folder))
+        convolutions = _convolutions(model, example_input(preprocess))
+        masks = {name: layer.weight != 0 for name, (layer, _) in convolutions.items()}
+        macs = _share(convolutions, masks) * result.macs[1] / result.macs[0]
+        found = {"macs": macs, "sparsity": result.sparsity, "seconds": result.seconds}
+        lines.add(case, **found, accuracy=_accuracy_on(model, preprocess, report))
+    return float(lines.found[case]["macs"])
+
+
 def _halves(given: argparse.Namespace) -> tuple[Any, Any]:
     """Images to fit on (also written to fitting.parquet) and images to report on."""
     import pyarrow.parquet
@@ -249,7 +296,7 @@ def latency(given: argparse.Namespace) -> None:
 
 
 def report(given: argparse.Namespace) -> None:
-    for stage in ("base", "filters", "one-shot", "latency"):
+    for stage in ("base", "filters", "one-shot", "command", "latency"):
         found = Lines(given.folder, stage).found
         keys = [k for k in ("macs", "untrained", "accuracy", "dense", "pruned") if any(k in f for f in found.values())]
         print(f"\n### {stage}\n\n| case |", " | ".join(keys), "|\n|---|" + "---|" * len(keys))
@@ -290,8 +337,9 @@ def _save(model: Any, path: Path) -> None:
 
 
 def main() -> None:
+    stages = {"base": base, "filters": filters, "one-shot": one_shot, "command": command, "latency": latency}
     parser = argparse.ArgumentParser()
-    parser.add_argument("stage", choices=["base", "filters", "one-shot", "latency", "report"])
+    parser.add_argument("stage", choices=[*stages, "report"])
     parser.add_argument("--data", type=Path)
     parser.add_argument("--weights")
     parser.add_argument("--folder", type=Path, required=True)
@@ -299,8 +347,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
-    stages = {"base": base, "filters": filters, "one-shot": one_shot, "latency": latency, "report": report}
-    stages[given.stage](given)
+    {**stages, "report": report}[given.stage](given)
 
 
 if __name__ == "__main__":

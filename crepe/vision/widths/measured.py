@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 
 from crepe.allocation.base import Budget
 from crepe.allocation.curves import Curve, least_loss
-from crepe.errors import UsageError
 from crepe.masks import parse_pattern
 from crepe.vision.methods.base import Layer
 from crepe.vision.widths.base import RULES, Rule
@@ -22,18 +21,11 @@ TRIED = (0.25, 0.5, 0.75)
 def measured(layers: Sequence[Layer], share: float, curves: Mapping[str, Curve]) -> dict[str, float]:
     """curves: layer -> (share, loss of the whole model), rising, from (0, 0).
 
-    Raises:
-        UsageError: more is asked for than the largest shares that were tried give.
+    A share beyond what was tried is read as the largest that was.
     """
     shapes = {layer.name: (layer.width, layer.weight[0].numel()) for layer in layers}
     budget = Budget(shapes, share, {}, parse_pattern("unstructured"))
     per_weight = {n: [(s, loss / budget.sizes[n]) for s, loss in curves[n]] for n in shapes}
-    reach = sum(size * curves[name][-1][0] for name, size in budget.sizes.items())
-    if reach < budget.zeros:
-        most = int(100 * reach / sum(budget.sizes.values())) / 100
-        raise UsageError(
-            f"sparsity {share:g}: allocation 'measured' tries layers up to {TRIED[-1]:g}; ask for at most {most:g}"
-        )
     return least_loss(per_weight, budget)
 
 

@@ -10,6 +10,7 @@ import torch
 import crepe
 from crepe.errors import UsageError
 from crepe.vision.methods import Layer
+from crepe.vision.recipe import build_image, choose_image
 from crepe.vision.widths import RULES
 from image_data import net_folder, parquet
 
@@ -22,10 +23,15 @@ def test_the_cheaper_layer_loses_more_and_the_budget_is_met() -> None:
     assert found == {"a": 0.75, "b": pytest.approx(0.25)}
 
 
-def test_more_than_was_tried_is_refused() -> None:
-    curves = {name: [(0.0, 0.0), (0.75, 1.0)] for name in "ab"}
-    with pytest.raises(UsageError, match=r"sparsity 0\.9: .*ask for at most 0\.75"):
-        RULES.get("measured")(LAYERS, 0.9, curves)
+def test_more_than_is_tried_is_refused_by_name() -> None:
+    with pytest.raises(UsageError, match=r"sparsity = 0\.9: allocation 'measured' tries every layer up to 0\.75"):
+        choose_image(build_image({"model": "x", "allocation": "measured", "sparsity": 0.9, "calibration": "x.parquet"}))
+
+
+def test_a_share_of_the_macs_decides_the_sparsity(tmp_path: Path) -> None:
+    net, data = net_folder(tmp_path / "net"), parquet(tmp_path / "a.parquet", 30)
+    found = crepe.prune(net, tmp_path / "cut", method="l2", macs=0.6, allocation="measured", calibration=data)
+    assert found.macs[1] / found.macs[0] == pytest.approx(0.6, abs=0.06) and found.macs[1] <= 0.6 * found.macs[0]
 
 
 @pytest.mark.parametrize("method", ["l2", "bcbp-obs"])
