@@ -9,6 +9,8 @@ processor seconds (which other work on the machine does not stretch) and peak me
 was stopped. Cases are called PATTERN/NAME, such as 2:4/sparsegpt. `peer` does the same with llm-compressor's SparseGPT;
 PYTHON is an interpreter that has it. `report` prints the tables and draws the figures.
 
+With --seed N both take other rows of the calibration text, and a case is called "2:4/sparsegpt seed N".
+
 Calibration: 64 rows of 512 tokens, and as many as its recipe says for `best`. Perplexity on windows of 512 tokens of
 the test text, and of Python's own reference manual as the text that is unlike the calibration text; KL to the dense
 model on the test windows.
@@ -88,10 +90,10 @@ def one(given: argparse.Namespace) -> dict[str, Any]:
 
     fields = cases()[given.one]
     model, tokenizer = crepe.load(given.model, dtype=fields.pop("dtype", "bfloat16"))
-    line: dict[str, Any] = {"case": given.one}
+    line: dict[str, Any] = {"case": _seeded(given.one, given)}
     if fields:
         samples = build({"model": "x", **{k: v for k, v in fields.items() if k == "recipe"}}).samples
-        rows = packed_rows(tokenizer, read_corpus(given.calibration), samples, SEQLEN, 0)
+        rows = packed_rows(tokenizer, read_corpus(given.calibration), samples, SEQLEN, given.seed)
         start = time.process_time()
         result = crepe.prune(model, rows=rows, **_with_file(fields, given.folder))
         line["processor"] = time.process_time() - start
@@ -102,6 +104,14 @@ def one(given: argparse.Namespace) -> dict[str, Any]:
         line["error"] = sum(report.error for report in result.tensors.values()) / len(result.tensors)
         line |= {"date": time.strftime("%Y-%m-%d"), "threads": torch.get_num_threads()}
     return line | _evaluate(model.to(torch.bfloat16), tokenizer, given)
+
+
+def _seeded(name: str, given: argparse.Namespace) -> str:
+    return f"{name} seed {given.seed}" if given.seed else name
+
+
+def _wanted(name: str, given: argparse.Namespace) -> bool:
+    return any(fnmatch.fnmatch(name, glob) for glob in given.cases.split(","))
 
 
 def _with_file(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -140,14 +150,15 @@ def _manual() -> list[str]:
 def run(given: argparse.Namespace) -> None:
     lines = Lines(given.folder)
     for name in cases():
-        if name in lines.found or not any(fnmatch.fnmatch(name, glob) for glob in given.cases.split(",")):
+        if _seeded(name, given) in lines.found or not _wanted(name, given):
             continue
         command = [sys.executable, __file__, "run", "--one", name, "--model", given.model, "--folder", given.folder]
+        command += ["--seed", given.seed]
         command += ["--calibration", given.calibration, "--test", given.test]
         done = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True)
         line = json.loads(done.stdout.splitlines()[-1])
         lines.add(line)
-        print(name, f"{line['perplexity']:.2f}", f"{line.get('seconds', 0):.0f} s", flush=True)
+        print(line["case"], f"{line['perplexity']:.2f}", f"{line.get('seconds', 0):.0f} s", flush=True)
 
 
 PEER = """
@@ -190,11 +201,12 @@ def peer(given: argparse.Namespace) -> None:
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "pruned")
-    rows: Tensor = packed_rows(tokenizer, read_corpus(given.calibration), 64, SEQLEN, 0)
+    rows: Tensor = packed_rows(tokenizer, read_corpus(given.calibration), 64, SEQLEN, given.seed)
     (folder / "rows.json").write_text(json.dumps(rows.tolist()))
     for label, fields in PATTERNS.items():
-        name = f"{label}/{PEERS[given.peer_dtype]}"
-        if name in lines.found or not any(fnmatch.fnmatch(name, glob) for glob in given.cases.split(",")):
+        wanted = f"{label}/{PEERS[given.peer_dtype]}"
+        name = _seeded(wanted, given)
+        if name in lines.found or not _wanted(wanted, given):
             continue
         structure = str(fields.get("pattern", "0:0"))
         command = [given.peer, "-c", PEER, str(folder), str(fields.get("sparsity", 0.5)), structure]
@@ -218,6 +230,8 @@ def report(given: argparse.Namespace) -> None:
         print("|---|---|---|---|---|---|---|")
         for name in (name for name in names if name in lines.found):
             print(f"| {name.split('/')[1]} |", " | ".join(_cells(lines.found[name])), "|")
+        for name in (name for name in lines.found if name.startswith(f"{label}/") and " seed " in name):
+            print(f"| {name.split('/')[1]} |", " | ".join(_cells(lines.found[name])), "|")
         missing = [name.split("/")[1] for name in names if name not in lines.found]
         print(f"\nNot measured: {', '.join(missing) or 'nothing'}.\n")
         _figure(lines, label, given.folder)
@@ -234,7 +248,8 @@ def _figure(lines: Lines, label: str, folder: Path) -> None:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    found = {n.split("/")[1]: v["perplexity"] for n, v in lines.found.items() if n.startswith(f"{label}/")}
+    names = [name for name in lines.found if name.startswith(f"{label}/") and " seed " not in name]
+    found = {name.split("/")[1]: lines.found[name]["perplexity"] for name in names}
     if not found:
         return
     ordered = sorted(found, key=lambda name: -found[name])
@@ -260,6 +275,7 @@ def main() -> None:
     parser.add_argument("--cases", default="*")
     parser.add_argument("--peer")
     parser.add_argument("--peer-dtype", choices=list(PEERS), default="float32")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--one")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
