@@ -24,6 +24,7 @@ from crepe.vision.group import Group
 from crepe.vision.layers import kind_of, layer_of
 from crepe.vision.load import logits_of
 from crepe.vision.methods import FilterPart, HeadChoice, HeadPart, Layer, MaskPart
+from crepe.vision.moments import can_unfold
 from crepe.vision.recipe import ImageChoices
 from crepe.vision.widths.base import Rule, widths
 from crepe.vision.widths.measured import TRIED
@@ -189,6 +190,8 @@ def _masked(model: nn.Module, part: MaskPart, choices: ImageChoices, evidence: E
             skipped.append(_skipped(model, name, "excluded"))
         elif not part.suits(layer):
             skipped.append(_skipped(model, name, f"the method leaves {layer.kind} layers as they are"))
+        elif "moments" in part.needs and not can_unfold(module):
+            skipped.append(_skipped(model, name, "its inputs cannot be unfolded"))
         else:
             layers[name] = layer
     if "moments" in part.needs and evidence is not None:
