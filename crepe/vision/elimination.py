@@ -74,7 +74,8 @@ def _costs(left: Tensor, inverse: Tensor, columns: int) -> Tensor:
     blocks = left.shape[1] // columns
     apart = inverse.view(blocks, columns, blocks, columns).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
     weights = left.view(len(left), blocks, columns).permute(1, 2, 0)
-    return (weights * torch.linalg.solve(apart, weights)).sum((1, 2))
+    found: Tensor = (weights * torch.linalg.solve(apart, weights)).sum((1, 2))
+    return found
 
 
 def _without(left: Tensor, inverse: Tensor, block: slice) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,7 @@ class Evidence:
     def __init__(self, graph: Graph, batches: Sequence[Tensor], device: torch.device) -> None:
         self._graph, self._batches, self._device = graph, batches, device
         self._moments: dict[str, Moments] = {}
-        self._probes = torch.cat(list(batches))[:PROBES].split(len(batches[0]))
+        self._probes = torch.split(torch.cat(list(batches))[:PROBES], len(batches[0]))
         self._dense: list[Tensor] = []
 
     def moments(self, names: Sequence[str]) -> dict[str, Moments]:

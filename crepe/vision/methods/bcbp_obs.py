@@ -32,7 +32,7 @@ def tile_costs(layer: Layer, pattern: ColBlock) -> Tensor:
     """(tiles, blocks), squared output error per weight of the block."""
     assert layer.moments is not None
     matrix = layer.weight.flatten(1) * (1.0 if layer.gain is None else layer.gain[:, None])
-    tiles = matrix.split(pattern.rows)
+    tiles = torch.split(matrix, pattern.rows)
     found = [
         block_costs(tile, layer.moments.covariance, pattern.columns) / (len(tile) * pattern.columns) for tile in tiles
     ]
