@@ -43,7 +43,9 @@ MASKS: dict[str, dict[str, Any]] = {
     "crepe + pho": {},
 }
 ALLOCATIONS = ("owl", "alpha", "error")
-REFINED = ("dsnot", "swaps", "optimal", "cg", "sparsegpt", "admm", "refit")
+REFINED = ("dsnot", "swaps", "optimal", "cg", "sparsegpt", "admm")
+REFIT = {"refit 64 steps": {"refine": "refit", "refit_steps": 64}}
+WHOLE = {"refit": {"refine": "refit"}}  # the default of a few hundred steps, half an hour and more on one core
 GROUPED = ("permute", "fold")
 FLOAT = {"sparsegpt in float32": {"refine": "sparsegpt", "dtype": "float32"}}  # as the peer runs
 COMPARED = ("50%", "60%", "2:4")  # where an aim names the peer
@@ -57,7 +59,7 @@ def cases() -> dict[str, dict[str, Any]]:
     for label, pattern in PATTERNS.items():
         grouped = "pattern" in pattern
         table = {**MASKS, **{name: {"refine": name} for name in REFINED}}
-        table |= FLOAT if label in COMPARED else {}
+        table |= {**REFIT, **(FLOAT if label in COMPARED else {}), **(WHOLE if label == "2:4" else {})}
         if grouped:
             table |= {name: {"refine": name, "pipeline": "one-pass"} for name in GROUPED}
         else:
