@@ -15,7 +15,7 @@ from torch import Tensor
 from crepe.calibration.rows import make_rows
 from crepe.checkpoint.convert import save_packed
 from crepe.checkpoint.manifest import manifest, read_manifest
-from crepe.checkpoint.packed import layouts_of, sizes_of
+from crepe.checkpoint.packed import layouts_of, notes_of, sizes_of
 from crepe.checkpoint.section import packed_section
 from crepe.checkpoint.write import assemble, combine_masks, publish
 from crepe.errors import CrepeError, UsageError
@@ -194,6 +194,7 @@ def _assembled(run: _Run, done: Runner, folder: Path, result: Result) -> Path:
         section = packed_section(layouts_of(done.packed))
         final = assemble(folder, run.model, done.plan.blocks, done.store, section)
         result.packed = sizes_of(final, done.packed)
+        result.notes += notes_of(done.packed)
     else:
         final = assemble(folder, run.model, done.plan.blocks, done.store)
     return final
@@ -259,7 +260,9 @@ def _save_object(model: Any, tokenizer: Any, output: Path, done: Runner, rows: T
     shutil.rmtree(final.parent, ignore_errors=True)
     if choices.recipe.format == "packed":
         patterns = {name: report.pattern for name, report in result.tensors.items()}
-        result.packed = sizes_of(*save_packed(model, patterns, final.parent))
+        written, reports = save_packed(model, patterns, final.parent)
+        result.packed = sizes_of(written, reports)
+        result.notes += notes_of(reports)
     elif choices.recipe.format == "sliced":
         final.parent.mkdir(parents=True)
         _, result.sliced = assemble_slices(final.parent, model, done)
