@@ -57,7 +57,7 @@ def panels(parts: Sequence[Panel], label: str, line: float | None = None) -> str
         axes.set_ylim(0)
         axes.set_xticks(range(len(part.names)), part.names, rotation=90, fontsize=6)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=7)
+        axes.legend(frameon=False, fontsize=7, loc="lower right", bbox_to_anchor=(1, 1), ncols=3)
     return _svg(FigureCanvasSVG(figure))
 
 
