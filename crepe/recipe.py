@@ -13,7 +13,16 @@ from crepe.errors import CrepeError, UsageError, unknown
 PIPELINES = ("one-pass", "sequential")
 FORMATS = ("dense", "packed", "sliced")
 # Fields that only image models have.
-IMAGE_FIELDS = ("macs", "finetune", "optimizer", "learning_rate", "label_smoothing", "onnx")
+IMAGE_FIELDS = (
+    "macs",
+    "filter_sparsity",
+    "reorder_rows",
+    "finetune",
+    "optimizer",
+    "learning_rate",
+    "label_smoothing",
+    "onnx",
+)
 # Where a run puts its result and how it speaks; the result itself does not depend on these.
 _PLACE = ("output", "resume", "overwrite")
 
@@ -50,6 +59,8 @@ class Recipe:
     trust_remote_code: bool = False
     save_masks: bool = False
     macs: float | None = None
+    filter_sparsity: float | None = None
+    reorder_rows: bool = False
     finetune: int = 0
     optimizer: str = "sgd"
     learning_rate: float = 0.01
@@ -230,6 +241,10 @@ def _require_ranges(recipe: Recipe) -> None:
     if recipe.sparsity is not None and not 0 <= recipe.sparsity < 1:
         raise UsageError(
             f"sparsity {recipe.sparsity} is outside 0..1: give the share of weights to remove, such as 0.5"
+        )
+    if recipe.filter_sparsity is not None and not 0 <= recipe.filter_sparsity < 1:
+        raise UsageError(
+            f"filter_sparsity {recipe.filter_sparsity} is outside 0..1: give the share of filters to remove"
         )
     for name in ("samples", "seqlen", "batch_size", "refit_steps", "round_to"):
         value = getattr(recipe, name)

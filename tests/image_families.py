@@ -147,6 +147,20 @@ class Excited(nn.Module):
         return self.head(torch.relu(self.project(x * gate)).mean((2, 3)))
 
 
+class Separable(nn.Module):
+    """A depth-wise separable block whose projection feeds a plain convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expand, self.depthwise = nn.Conv2d(3, 32, 1), nn.Conv2d(32, 32, 3, padding=1, groups=32)
+        self.project, self.last = nn.Conv2d(32, 8, 1), nn.Conv2d(8, 8, 1)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.project(torch.relu(self.depthwise(torch.relu(self.expand(x)))))
+        return self.head(torch.relu(self.last(x)).mean((2, 3)))
+
+
 class Shifted(nn.Module):
     """A sigmoid between two convolutions: a silenced channel still sends 0.5 on."""
 
@@ -157,6 +171,51 @@ class Shifted(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(torch.relu(self.second(torch.sigmoid(self.first(x)))).mean((2, 3)))
+
+
+class FusedAttention(nn.Module):
+    """One Linear for queries, keys and values, laid out and called as in timm: the fused product takes its factor from
+    the width, the plain one from `scale`."""
+
+    def __init__(self, width: int, heads: int, fused: bool) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim, self.attn_dim = heads, width // heads, width
+        self.scale, self.fused_attn = self.head_dim**-0.5, fused
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, _ = x.shape
+        q, k, v = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        if self.fused_attn:
+            found = nn.functional.scaled_dot_product_attention(q, k, v)
+        else:
+            found = ((q * self.scale) @ k.transpose(-2, -1)).softmax(-1) @ v
+        return self.proj(found.transpose(1, 2).reshape(batch, tokens, self.attn_dim))
+
+
+class FusedBlock(nn.Module):
+    def __init__(self, width: int, heads: int, fused: bool) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attn = FusedAttention(width, heads, fused)
+        self.fc1, self.fc2 = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.fc2(nn.functional.gelu(self.fc1(self.norm2(x))))
+
+
+class FusedTransformer(nn.Module):
+    """Three blocks over patches of 8 x 8, no class token."""
+
+    def __init__(self, fused: bool = True, width: int = 64, heads: int = 2) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, 8, 8)
+        self.blocks = nn.Sequential(*(FusedBlock(width, heads, fused) for _ in range(3)))
+        self.head = nn.Linear(width, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
 
 
 PLAIN = (Joined, Grouped, Flattened, Excited, Shifted)

@@ -40,12 +40,14 @@ _NUMBERS = [
     ("--batch-size", int, "B", "rows per forward (default 8); halved where memory does not suffice"),
     ("--seed", int, "S", "seed of every choice (default 0)"),
     ("--macs", float, "S", "image models: share of multiply-accumulates to keep, instead of --sparsity"),
+    ("--filter-sparsity", float, "S", "image models: share of filters that deprune removes, if not that of --sparsity"),
     ("--finetune", int, "EPOCHS", "image models: train what is left on the images of --calibration"),
     ("--learning-rate", float, "R", "of --finetune (default 0.01), falling along a cosine"),
     ("--label-smoothing", float, "S", "of --finetune (default 0.1)"),
 ]
 _SWITCHES = [
     ("--onnx", "image models: also write model.onnx, checked against onnxruntime"),
+    ("--reorder-rows", "image models: bcbp puts rows that need the same columns into one tile, not neighbours"),
     ("--save-masks", "write masks.safetensors as well"),
     ("--trust-remote-code", "allow code from the model's repository"),
     ("--dry-run", "print blocks, tensors, memory, disk and time; touch nothing"),

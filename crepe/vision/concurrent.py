@@ -16,6 +16,8 @@ from crepe.vision.widths.bn_quantile import layer_sparsities
 
 # (weight (out, in, kh, kw), filters to keep) -> their indices
 Select = Callable[[Tensor, int], Tensor]
+# (convolution -> batch-norm scales (out,)) -> quantile of all scales, in place of the one of the schedule
+Quantile = Callable[[Mapping[str, Tensor]], float]
 _PER_CHANNEL = ("weight", "bias", "running_mean", "running_var")
 
 
@@ -50,13 +52,22 @@ class ConcurrentPruning:
     Pruned filters give zero, and nothing flows back to them, because the output of their batch norm is gated. Their
     values are remembered as they were when they were last alive (most recently used), selection sees those, and a
     filter that comes back starts from them. `alive` maps convolutions to bool (out,), all True before the first
-    selection. After epoch `until` the selection stays; the last one grows nothing back.
+    selection. After epoch `until` the selection stays; the last one grows nothing back. quantile: gives the sparsity of
+    each selection where it is not that of the schedule (`crepe.vision.concurrent_budget.MacsTarget`).
     """
 
-    def __init__(self, layers: Sequence[PrunedLayer], schedule: Schedule, select: Select, seed: int = 0) -> None:
+    def __init__(
+        self,
+        layers: Sequence[PrunedLayer],
+        schedule: Schedule,
+        select: Select,
+        seed: int = 0,
+        quantile: Quantile | None = None,
+    ) -> None:
         self.layers = tuple(layers)
         self.schedule = schedule
         self.select = select
+        self.quantile = quantile
         self.alive: dict[str, Tensor] = {}
         self._memory: dict[str, dict[str, Tensor]] = {}
         self._gates: list[RemovableHandle] = []
@@ -70,8 +81,9 @@ class ConcurrentPruning:
         self._remember(model)
         share = regrowth_share(epoch, schedule.until, schedule.regrowth)
         scales = {layer.convolution: self._memory[layer.norm]["weight"] for layer in self.layers}
-        down = layer_sparsities(scales, schedule.sparsity)
-        up = layer_sparsities(scales, max(schedule.sparsity - share, 0.0))
+        sparsity = schedule.sparsity if self.quantile is None else self.quantile(scales)
+        down = layer_sparsities(scales, sparsity)
+        up = layer_sparsities(scales, max(sparsity - share, 0.0))
         for layer in self.layers:
             self._choose(layer.convolution, down[layer.convolution], up[layer.convolution])
         self._gate(model)

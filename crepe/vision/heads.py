@@ -100,17 +100,6 @@ def keep_value_output(weights: AttentionWeights, kept: Tensor) -> AttentionWeigh
     )
 
 
-def fold_scale(weights: AttentionWeights) -> AttentionWeights:
-    """The same attention with the scale k^-1/2 of its k dimensions, as stock modules compute it.
-
-    The queries and their bias take the factor: sqrt(k / d) where the scale was d^-1/2.
-    """
-    usual = float(weights.query.shape[1] ** -0.5)
-    factor = weights.scale / usual
-    bias = None if weights.query_bias is None else weights.query_bias * factor
-    return replace(weights, query=weights.query * factor, query_bias=bias, scale=usual)
-
-
 def _rows(matrix: Tensor, kept: Tensor) -> Tensor:
     return matrix.gather(1, kept[:, :, None].expand(-1, -1, matrix.shape[2]))
 

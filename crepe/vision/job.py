@@ -22,7 +22,7 @@ from crepe.pipeline.fingerprint import refuse_if_changed
 from crepe.pipeline.journal import Journal, is_started, work_folder
 from crepe.pipeline.output import require_replaceable
 from crepe.pipeline.result import peak_memory
-from crepe.vision.attention import cut_heads, head_masks
+from crepe.vision.attention import cut_heads, head_masks, output_mask
 from crepe.vision.cost import macs, parameters
 from crepe.vision.cut import channel_masks, cut, hold
 from crepe.vision.evidence import Evidence
@@ -44,6 +44,7 @@ from crepe.vision.statistics import STATISTICS
 class ImageResult:
     """What a run did. sparsity: share of the weights of the pruned layers that were removed or zeroed.
 
+    row_orders: layer -> order in which its rows are cut into tiles, where that is not theirs.
     parameters, macs: of the dense network and of what is left. training: per epoch, what the fine-tuning measured.
     """
 
@@ -60,6 +61,7 @@ class ImageResult:
     training: list[dict[str, float]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     attributes: dict[str, dict[str, Any]] = field(repr=False, default_factory=dict)
+    row_orders: dict[str, list[int]] = field(repr=False, default_factory=dict)
     model: Any = field(default=None, repr=False)
 
     def to_json(self) -> dict[str, Any]:
@@ -209,6 +211,7 @@ class _Run:
         """Zero or remove what was selected, and train what is left."""
         dense = parameters(self.model), macs(self.model, self.example)
         reports = _reports(self.model, selection)
+        self._turn(selection)
         self._repair_before(graph, selection)
         hold(self.model, selection.masks)
         attributes: dict[str, dict[str, Any]] = {}
@@ -237,13 +240,25 @@ class _Run:
             training,
             _notes(self.choices, selection),
             attributes=attributes,
+            row_orders={name: order.tolist() for name, order in selection.orders.items()},
         )
+
+    def _turn(self, selection: Selection) -> None:
+        """Rotate the heads that are about to lose dimensions, where the method wants that."""
+        if not selection.heads or not any(getattr(part, "rotates", False) for part in self.choices.method.parts):
+            return
+        from crepe.vision.turn import turn_heads
+
+        attentions = [attention for attention, _ in selection.heads]
+        turn_heads(self.model.to(self.device), attentions, self._calibration(), self.example)
+        self.model.to("cpu")
 
     def _repair_before(self, graph: Graph, selection: Selection) -> None:
         for name in self.choices.recipe.refine:
             repair = REPAIRS.get(name).before
             if repair is not None:
-                removal = removal_of(graph, selection.groups, selection.kept, selection.masks)
+                outputs = {f"{a.output}.weight": output_mask(self.model, a, choice) for a, choice in selection.heads}
+                removal = removal_of(graph, selection.groups, selection.kept, {**outputs, **selection.masks})
                 repair(self.model.to(self.device), removal, self._calibration())
                 self.model.to("cpu")
 

@@ -1,4 +1,4 @@
-"""Mean and covariance of what layers read, over calibration images: what compensation and refits work from."""
+"""Mean and covariance of what layers read, over calibration images: what repairs and rotations work from."""
 
 from __future__ import annotations
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from crepe.errors import UsageError, unknown
+from crepe.masks import ColBlock, parse_pattern
 from crepe.recipe import Recipe, build
-from crepe.vision.methods import METHODS, FilterPart, Method
+from crepe.vision.methods import METHODS, FilterPart, MaskPart, Method
 from crepe.vision.repairs import REPAIRS
 from crepe.vision.widths import RULES, Rule
 from crepe.vision.widths.measured import TRIED
@@ -29,6 +30,11 @@ class ImageChoices:
     rule: Rule
     sparsity: float
     macs: float | None
+
+    @property
+    def filter_sparsity(self) -> float:
+        """Share of the channels to remove where another part of the method zeroes weights at `sparsity`."""
+        return self.sparsity if self.recipe.filter_sparsity is None else self.recipe.filter_sparsity
 
     @property
     def needs_images(self) -> bool:
@@ -59,12 +65,23 @@ def choose_image(recipe: Recipe) -> ImageChoices:
         raise UsageError("sparsity and macs: each decides how much is removed; give one of them")
     if recipe.macs is not None and not 0 < recipe.macs <= 1:
         raise UsageError(f"macs = {recipe.macs}: give the share of multiply-accumulates to keep, such as 0.4")
-    if recipe.macs is not None and not all(isinstance(part, FilterPart) for part in method.parts):
+    if recipe.macs is not None and any(isinstance(part, MaskPart) for part in method.parts):
         raise UsageError(f"macs: method {recipe.method!r} does not only remove channels; give --sparsity instead")
     if rule.needs_curves and (recipe.sparsity or 0) > TRIED[-1]:
         raise UsageError(
             f"sparsity = {recipe.sparsity}: allocation {recipe.allocation!r} tries every layer up to {TRIED[-1]}; "
             "ask for less, or for another allocation"
+        )
+    kinds = {type(part) for part in method.parts}
+    if recipe.filter_sparsity is not None and not {MaskPart, FilterPart} <= kinds:
+        raise UsageError(
+            f"filter_sparsity: method {recipe.method!r} does not both zero weights and remove filters, as deprune-bh "
+            "does; give --sparsity alone"
+        )
+    tiled = [p for p in method.parts if isinstance(p, MaskPart) and isinstance(parse_pattern(p.pattern), ColBlock)]
+    if recipe.reorder_rows and not tiled:
+        raise UsageError(
+            f"reorder_rows: method {recipe.method!r} has no tiles of rows; use it with bcbp or bcbp-vector"
         )
     for name in recipe.refine:
         REPAIRS.get(name)

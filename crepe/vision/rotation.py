@@ -58,7 +58,7 @@ def rotate_value_output(weights: AttentionWeights, value_moment: Tensor | None =
     """The same attention with the dimensions of the values in falling order of what they add to the output.
 
     With C the covariance of what the output projection reads of a head, O C^1/2 = U S V^T gives
-    V <- S^1/2 V^T C^-1/2 V and O <- U S^1/2; the mean is left to the bias (`crepe.vision.compensation`).
+    V <- S^1/2 V^T C^-1/2 V and O <- U S^1/2; the mean is left to the bias (`--refine compensate`).
 
     value_moment: (heads, e, e); without it the inputs count as white, so W W^T.
     """

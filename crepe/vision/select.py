@@ -11,12 +11,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from crepe.allocation.curves import Curve
 from crepe.errors import CrepeError, UsageError
-from crepe.masks.select import kept_count
+from crepe.masks import ColBlock, parse_pattern
 from crepe.models.views import Skipped
 from crepe.vision.attention import Attention, cut_heads, find_attentions, head_masks, heads_of
-from crepe.vision.cost import Shrinking
+from crepe.vision.budget import HeadCost, least_share
+from crepe.vision.cost import Shrinking, macs
+from crepe.vision.curves import chosen_units, divided, filter_curve
 from crepe.vision.cut import TOLERANCE, distance, faithful, hold
 from crepe.vision.evidence import Evidence
 from crepe.vision.graph import Graph
@@ -26,18 +27,16 @@ from crepe.vision.load import logits_of
 from crepe.vision.methods import FilterPart, HeadChoice, HeadPart, Layer, MaskPart
 from crepe.vision.moments import can_unfold
 from crepe.vision.recipe import ImageChoices
+from crepe.vision.reordered import reordered
 from crepe.vision.widths.base import Rule, widths
-from crepe.vision.widths.measured import TRIED
-
-# Halvings of the interval of shares until the MACs target is met as closely as whole channels can.
-_HALVINGS = 40
 
 
 @dataclass(frozen=True)
 class Selection:
     """What goes. groups: to be cut; kept: group name -> units that stay, rising; masks: parameter name -> True = kept,
     for weights that are zeroed in place; patterns: their patterns; skipped: what stays dense, with reasons; heads:
-    attentions with the dimensions that their heads keep."""
+    attentions with the dimensions that their heads keep; orders: layer -> order of its rows (out,), where tiles are not
+    made of neighbouring rows."""
 
     groups: list[Group]
     kept: dict[str, Tensor]
@@ -45,6 +44,7 @@ class Selection:
     patterns: dict[str, str] = field(default_factory=dict)
     skipped: list[Skipped] = field(default_factory=list)
     heads: list[tuple[Attention, HeadChoice]] = field(default_factory=list)
+    orders: dict[str, Tensor] = field(default_factory=dict)
 
 
 def candidates(graph: Graph, part: FilterPart, choices: ImageChoices) -> tuple[list[Group], list[Skipped]]:
@@ -60,13 +60,22 @@ def candidates(graph: Graph, part: FilterPart, choices: ImageChoices) -> tuple[l
             if not any(_matches(name, (pattern,)) for name in names):
                 raise UsageError(f"{flag} {pattern!r} matches no layer: --dry-run lists them")
     found, skipped = [], []
+    first = _first(graph, part) if part.spares_first else None
     for group in graph.groups:
         reason = _reason(graph.model, group, part, recipe.include, recipe.exclude)
+        if reason is None and group.name == first and not _matches(group.name, recipe.include):
+            reason = "the method leaves the first of these layers as it is"
         if reason is None:
             found.append(group)
         else:
             skipped.append(_skipped(graph.model, group.name, reason))
     return found, skipped
+
+
+def _first(graph: Graph, part: FilterPart) -> str | None:
+    """The first group that the part could cut, whatever the flags say."""
+    fitting = (g.name for g in graph.groups if _reason(graph.model, g, part, (), ()) is None)
+    return next(fitting, None)
 
 
 def select(
@@ -84,14 +93,18 @@ def select(
     Raises:
         CrepeError: nothing can be cut, or a layer would be emptied.
     """
-    found = Selection([], {})
+    found, saved, share = Selection([], {}), 0, choices.sparsity
+    cost, filtering = HeadCost(graph.model, example), _with_curves(graph, choices, statistics, evidence)
+    if choices.macs is not None:
+        share = _share_of_heads(graph, filtering, example, statistics, cost)
     for part in choices.method.parts:
         if isinstance(part, FilterPart):
-            found = _joined(found, _filters(graph, part, choices, example, statistics, evidence))
+            found = _joined(found, _filters(graph, part, filtering, example, statistics, saved))
         elif isinstance(part, MaskPart):
             found = _joined(found, _masked(graph.model, part, choices, evidence))
         else:
-            found = _joined(found, _heads(graph.model, part, choices, example))
+            found = _joined(found, _heads(graph.model, part, choices, example, share))
+            saved = cost.saved(found.heads)
     if not found.groups and not found.masks and not found.heads:
         reasons = "; ".join(f"{s.name}: {s.reason}" for s in found.skipped[:2])
         raise CrepeError(f"method {choices.recipe.method!r} finds nothing to prune in this model ({reasons})")
@@ -107,7 +120,82 @@ def _joined(first: Selection, second: Selection) -> Selection:
     pruned |= {f"{name}.weight" for found, _ in heads for name in (found.query, found.key, found.value)}
     skipped = {s.name: s for s in (*second.skipped, *first.skipped) if s.name not in pruned}
     kept, patterns = {**second.kept, **first.kept}, {**first.patterns, **second.patterns}
-    return Selection(groups, kept, masks, patterns, list(skipped.values()), heads)
+    return Selection(groups, kept, masks, patterns, list(skipped.values()), heads, {**first.orders, **second.orders})
+
+
+def _with_curves(
+    graph: Graph, choices: ImageChoices, statistics: Mapping[str, Mapping[str, Tensor]], evidence: Evidence | None
+) -> ImageChoices:
+    """The choices for filters, with a rule that knows what every group costs, where it wants to know."""
+    if not choices.rule.needs_curves or evidence is None:
+        return choices
+    curves = {}
+    for part in (part for part in choices.method.parts if isinstance(part, FilterPart)):
+        for group in candidates(graph, part, choices)[0]:
+            layer = layer_of(graph.model, group, statistics.get(group.name))
+            curves[group.name] = filter_curve(part, group, layer, evidence)
+    return replace(choices, rule=Rule(partial(choices.rule, curves=curves)))
+
+
+def _share_of_heads(
+    graph: Graph,
+    choices: ImageChoices,
+    example: Tensor,
+    statistics: Mapping[str, Mapping[str, Tensor]],
+    cost: HeadCost,
+) -> float:
+    """The share that heads and channels would lose alike to meet the MACs target; 0 for a method without heads.
+
+    Heads go in steps, so the target can be missed from below; the channels then keep what the heads left over.
+    """
+    heads = [part for part in choices.method.parts if isinstance(part, HeadPart)]
+    if not heads:
+        return 0.0
+    widths_of = [
+        _Widths(graph, part, choices, example, statistics)
+        for part in choices.method.parts
+        if isinstance(part, FilterPart)
+    ]
+
+    def after(share: float) -> float:
+        saved = sum(cost.saved(_head_choices(graph.model, part, choices, share)[0]) for part in heads)
+        return sum(found.cost.after(found.keep_at(share)) for found in widths_of) - saved
+
+    return least_share(after, (choices.macs or 1) * macs(graph.model, example))
+
+
+class _Widths:
+    """How many units the groups of one part keep at a share, and what the network then costs. State only."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        part: FilterPart,
+        choices: ImageChoices,
+        example: Tensor,
+        statistics: Mapping[str, Mapping[str, Tensor]],
+    ) -> None:
+        self.groups, self.skipped = candidates(graph, part, choices)
+        self.layers = {g.name: layer_of(graph.model, g, statistics.get(g.name)) for g in self.groups}
+        self.cost = Shrinking(graph.model, self.groups, example)
+        self._choices = choices
+
+    def keep_at(self, share: float, at_least_one: bool = True) -> dict[str, int]:
+        found = list(self.layers.values())
+        return widths(found, self._choices.rule(found, share), self._choices.recipe.round_to or 1, at_least_one)
+
+    def keep(self, saved: int) -> dict[str, int]:
+        """From the sparsity, or so that the wanted share of MACs is left, of which heads have saved `saved`."""
+        if self._choices.macs is None:
+            return self.keep_at(self._choices.filter_sparsity, False)
+        least = self.cost.after(self.keep_at(1.0)) - saved
+        if least > self._choices.macs * self.cost.dense:
+            raise CrepeError(
+                f"macs = {self._choices.macs:g} is out of reach: with one channel per layer "
+                f"{least / self.cost.dense:.3f} is left"
+            )
+        target = self._choices.macs * self.cost.dense + saved
+        return self.keep_at(least_share(lambda share: self.cost.after(self.keep_at(share)), target))
 
 
 def _filters(
@@ -116,63 +204,17 @@ def _filters(
     choices: ImageChoices,
     example: Tensor,
     statistics: Mapping[str, Mapping[str, Tensor]],
-    evidence: Evidence | None,
+    saved: int,
 ) -> Selection:
-    groups, skipped = candidates(graph, part, choices)
-    layers = {group.name: layer_of(graph.model, group, statistics.get(group.name)) for group in groups}
-    if choices.rule.needs_curves and evidence is not None:
-        curves = {group.name: _filter_curve(part, group, layers[group.name], evidence) for group in groups}
-        choices = replace(choices, rule=Rule(partial(choices.rule, curves=curves)))
-    keep = _keep(graph.model, groups, layers, choices, example)
-    narrower = [group for group in groups if keep[group.name] < group.units]
-    kept = {group.name: _checked(part, layers[group.name], keep[group.name]) for group in narrower}
+    found = _Widths(graph, part, choices, example, statistics)
+    keep, skipped = found.keep(saved), found.skipped
+    narrower = [group for group in found.groups if keep[group.name] < group.units]
+    kept = {group.name: chosen_units(part, found.layers[group.name], keep[group.name]) for group in narrower}
     sound = faithful(graph.model, narrower, kept, example)
     unsound = {group.name for group in narrower} - {group.name for group in sound}
     why = "the network would compute something else without its channels"
     skipped += [_skipped(graph.model, name, why) for name in sorted(unsound)]
     return Selection(sound, {group.name: kept[group.name] for group in sound}, skipped=skipped)
-
-
-def _filter_curve(part: FilterPart, group: Group, layer: Layer, evidence: Evidence) -> Curve:
-    """What the model's outputs lose with shares of the channels of one group: (share, loss), rising."""
-    found = [(0.0, 0.0)]
-    for share in TRIED:
-        keep = max(kept_count(group.units, share), 1)
-        if 1 - keep / group.units > found[-1][0]:
-            loss = evidence.loss([group], {group.name: _checked(part, layer, keep)}, {})
-            found.append((1 - keep / group.units, loss))
-    return found
-
-
-def _checked(part: FilterPart, layer: Layer, keep: int) -> Tensor:
-    kept = part.select(layer, keep).cpu()
-    different = len(set(kept.tolist()))
-    if len(kept) != keep or different != keep:
-        raise CrepeError(f"the method keeps {different} channels of {layer.name!r}, asked for {keep}")
-    return kept.sort().values
-
-
-def _keep(
-    model: nn.Module, groups: Sequence[Group], layers: Mapping[str, Layer], choices: ImageChoices, example: Tensor
-) -> dict[str, int]:
-    """Units that each group keeps: from the sparsity, or so that the wanted share of MACs is left."""
-    found, step = list(layers.values()), choices.recipe.round_to or 1
-    if choices.macs is None:
-        return widths(found, choices.rule(found, choices.sparsity), step, False)
-    cost = Shrinking(model, groups, example)
-    target = choices.macs * cost.dense
-
-    def keep_at(share: float) -> dict[str, int]:
-        return widths(found, choices.rule(found, share), step, True)
-
-    if cost.after(keep_at(1.0)) > target:
-        least = cost.after(keep_at(1.0)) / cost.dense
-        raise CrepeError(f"macs = {choices.macs:g} is out of reach: with one channel per layer {least:.3f} is left")
-    low, high = 0.0, 1.0
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        low, high = (low, middle) if cost.after(keep_at(middle)) <= target else (middle, high)
-    return keep_at(high)
 
 
 def _masked(model: nn.Module, part: MaskPart, choices: ImageChoices, evidence: Evidence | None) -> Selection:
@@ -197,50 +239,41 @@ def _masked(model: nn.Module, part: MaskPart, choices: ImageChoices, evidence: E
     if "moments" in part.needs and evidence is not None:
         moments = evidence.moments(list(layers))
         layers = {n: replace(layer, moments=moments[n], gain=evidence.gain(n)) for n, layer in layers.items()}
-    found = _divided(part, layers, choices, evidence) if layers else {}
+    found = divided(part, layers, choices, evidence) if layers else {}
+    orders: dict[str, Tensor] = {}
+    pattern = parse_pattern(part.pattern)
+    if recipe.reorder_rows and isinstance(pattern, ColBlock):
+        matrices = {name: layers[name].weight.flatten(1) for name in found}
+        found, orders = reordered(matrices, {name: mask.flatten(1) for name, mask in found.items()}, pattern)
     masks = {f"{n}.weight": m.reshape(model.get_submodule(n).weight.shape) for n, m in found.items()}  # type: ignore[arg-type]
-    return Selection([], {}, masks, dict.fromkeys(masks, part.pattern), skipped)
+    return Selection([], {}, masks, dict.fromkeys(masks, part.pattern), skipped, orders=orders)
 
 
-def _divided(
-    part: MaskPart, layers: Mapping[str, Layer], choices: ImageChoices, evidence: Evidence | None
-) -> Mapping[str, Tensor]:
-    """Masks by layer: the method divides the sparsity itself, unless it is to be measured what each layer can lose."""
-    if not choices.rule.needs_curves or evidence is None:
-        return part.select(layers, choices.sparsity)
-    curves = {name: _mask_curve(part, layer, evidence) for name, layer in layers.items()}
-    shares = choices.rule(list(layers.values()), choices.sparsity, curves)
-    return {n: mask for name, layer in layers.items() for n, mask in part.select({name: layer}, shares[name]).items()}
-
-
-def _mask_curve(part: MaskPart, layer: Layer, evidence: Evidence) -> Curve:
-    """`_filter_curve` for weights of one layer."""
-    found = [(0.0, 0.0)]
-    for share in TRIED:
-        for name, mask in part.select({layer.name: layer}, share).items():
-            removed = 1 - float(mask.double().mean())
-            if removed > found[-1][0]:
-                found.append((removed, evidence.loss([], {}, {f"{name}.weight": mask.reshape(evidence.shape(name))})))
-    return found
-
-
-def _heads(model: nn.Module, part: HeadPart, choices: ImageChoices, example: Tensor) -> Selection:
+def _heads(model: nn.Module, part: HeadPart, choices: ImageChoices, example: Tensor, share: float) -> Selection:
     """Dimensions inside heads, where the smaller heads compute what the masked ones do."""
+    found, skipped = _head_choices(model, part, choices, share)
+    if found and not _heads_agree(model, found, example):
+        names = ", ".join(attention.name for attention, _ in found[:2])
+        raise CrepeError(f"the heads of {names}, ... cannot be made smaller in this module: choose another method")
+    return Selection([], {}, skipped=skipped, heads=found)
+
+
+def _head_choices(
+    model: nn.Module, part: HeadPart, choices: ImageChoices, share: float
+) -> tuple[list[tuple[Attention, HeadChoice]], list[Skipped]]:
+    """Attentions that lose `share` of the dimensions of their heads, and the others with reasons."""
     found, skipped = [], []
     for index, attention in enumerate(find_attentions(model)):
         choice = None
         if not _matches(attention.name, choices.recipe.exclude):
-            choice = part.select(heads_of(model, attention, index), choices.sparsity)
+            choice = part.select(heads_of(model, attention, index), share)
         if choice is None:
             skipped.append(_skipped(model, attention.query, "the method leaves this attention as it is"))
         elif choice.query_key.shape != choice.value_output.shape:
             skipped.append(_skipped(model, attention.query, "its module needs queries and values of one width"))
         else:
             found.append((attention, choice))
-    if found and not _heads_agree(model, found, example):
-        names = ", ".join(attention.name for attention, _ in found[:2])
-        raise CrepeError(f"the heads of {names}, ... cannot be made smaller in this module: choose another method")
-    return Selection([], {}, skipped=skipped, heads=found)
+    return found, skipped
 
 
 def _heads_agree(model: nn.Module, found: list[tuple[Attention, HeadChoice]], example: Tensor) -> bool:

@@ -12,7 +12,6 @@ from attention import attend, random_attention, random_tokens
 from crepe.vision.heads import (
     AttentionWeights,
     coupled_score,
-    fold_scale,
     keep_query_key,
     keep_value_output,
     kept_dimensions,
@@ -68,12 +67,3 @@ def test_sliced_equals_masked_although_the_biases_of_removed_dimensions_go(biase
     sliced = keep_value_output(keep_query_key(weights, query_key), value_output)
     assert sliced.query.shape == (2, 3, 12) and sliced.output.shape == (2, 2, 12)
     torch.testing.assert_close(attend(tokens, sliced), attend(tokens, _masked(weights, query_key, value_output)))
-
-
-def test_the_scale_can_be_folded_into_the_queries() -> None:
-    weights, tokens = random_attention(), random_tokens()
-    small = keep_query_key(weights, torch.tensor([[0, 2, 5], [1, 2, 3]]))
-    folded = fold_scale(small)
-    assert folded.scale == pytest.approx(3**-0.5)
-    assert torch.allclose(folded.query, small.query * (3 / 6) ** 0.5)
-    torch.testing.assert_close(attend(tokens, folded), attend(tokens, small))

@@ -16,7 +16,7 @@ from crepe.cli.main import main
 from crepe.vision import job
 from crepe.vision.load import logits_of
 from image_data import hugging_face_folder, net_folder, parquet
-from image_families import Grouped, plain
+from image_families import Grouped, Separable, plain
 from runs import files_of
 
 EXAMPLE = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(5))
@@ -143,6 +143,13 @@ def test_a_module_in_memory_is_cut_in_place() -> None:
         crepe.prune(model, example=EXAMPLE, method="taylor", calibration="a.parquet")
 
 
+def test_taps_and_filters_have_a_sparsity_each() -> None:
+    model = plain(Separable)
+    crepe.prune(model, example=EXAMPLE, method="deprune-b", sparsity=0.6, filter_sparsity=0.25)
+    assert model.project.weight.shape == (6, 32, 1, 1)
+    assert int((model.depthwise.weight == 0).sum()) == int(0.6 * 32 * 9)
+
+
 @pytest.mark.parametrize(
     ("code", "arguments", "message"),
     [
@@ -150,6 +157,10 @@ def test_a_module_in_memory_is_cut_in_place() -> None:
         (2, ["--method", "wanda"], "unknown method 'wanda'"),
         (2, ["--pattern", "2:4"], "pattern = '2:4': not for image models"),
         (2, ["--macs", "0.5", "--sparsity", "0.5"], "sparsity and macs"),
+        (2, ["--macs", "0.5", "--method", "bcbp"], "macs: method 'bcbp' does not only remove channels"),
+        (2, ["--filter-sparsity", "0.4"], "filter_sparsity: method 'l2' does not both zero weights and remove filters"),
+        (2, ["--filter-sparsity", "1", "--method", "deprune-b"], "filter_sparsity 1.0 is outside 0..1"),
+        (2, ["--reorder-rows"], "reorder_rows: method 'l2' has no tiles of rows"),
         (2, ["--method", "taylor"], "method 'taylor' needs images: give --calibration"),
         (2, ["--finetune", "1"], "fine-tuning needs images"),
         (2, ["--exclude", "nothing*"], "--exclude 'nothing*' matches no layer"),

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from crepe.errors import CrepeError
-from crepe.vision.compensation import compensate_channels
 from crepe.vision.moments import input_moments, input_rows
 
 CPU = torch.device("cpu")
@@ -44,20 +43,6 @@ def test_moments_do_not_depend_on_the_batches() -> None:
         torch.testing.assert_close(whole[name].covariance, torch.cov(rows.T, correction=0), rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(parts[name].covariance, whole[name].covariance)
     assert not any(module._forward_pre_hooks for module in model)
-
-
-def test_a_convolution_without_some_channels_comes_closer_to_the_whole_one() -> None:
-    model = _model()
-    hidden, kept = model[:2](IMAGES), torch.tensor([0, 2, 5])
-    layer = model[2]
-    small = compensate_channels(layer.weight, layer.bias, kept, input_moments(model, ["2"], [IMAGES], CPU)["2"], 1e-3)
-
-    def error(weight: torch.Tensor, bias: torch.Tensor | None) -> float:
-        found = nn.functional.conv2d(hidden[:, kept], weight, bias, layer.stride, layer.padding)
-        return float((found - layer(hidden)).square().sum().detach())
-
-    assert small[0].shape == (5, 3, 3, 2)
-    assert error(*small) < 0.7 * error(layer.weight[:, kept], layer.bias)
 
 
 def test_layers_that_cannot_be_unfolded_or_never_ran_are_named() -> None:

@@ -99,13 +99,15 @@ class FilterPart:
 
     needs: statistics, computed on calibration images: `taylor`, the sum over batches of (sum of gradient times weight
     of the filter)^2; `activation`, the mean absolute value of the channel where it is consumed. seeks_tied: also cut
-    layers that residual adds tie to others; these keep the same channels together.
+    layers that residual adds tie to others; these keep the same channels together. spares_first: leave the first
+    layer that suits as it is, unless --include names it.
     """
 
     select: FilterSelect
     suits: Callable[[Layer], bool] = any_layer
     needs: frozenset[str] = frozenset()
     seeks_tied: bool = False
+    spares_first: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,9 +125,11 @@ class MaskPart:
 
 @dataclass(frozen=True)
 class HeadPart:
-    """Removes dimensions inside attention heads."""
+    """Removes dimensions inside attention heads. rotates: the heads are turned first, by calibration images, so that
+    their dimensions come in order of importance; `select` then chooses among the turned ones."""
 
     select: HeadSelect
+    rotates: bool = False
 
 
 @dataclass(frozen=True)

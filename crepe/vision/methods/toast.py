@@ -1,5 +1,5 @@
 """ToaSt: coupled dimensions of attention heads, and hidden channels of feed-forward parts by their activations
-(ICML 2026), in the static form: one choice for all images.
+(ICML 2026), in the static form: one choice for all images. The first block stays dense, as in the paper.
 
 The importance of a hidden channel is its mean absolute activation over all tokens of the calibration images, which is
 the paper's formula with every token counting the same; `crepe.vision.token_channels` has the whole formula.
@@ -7,6 +7,7 @@ the paper's formula with every token counting the same; `crepe.vision.token_chan
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from crepe.vision.heads import coupled_score, kept_dimensions, top_dimensions
@@ -26,6 +27,15 @@ def select_heads(attention: Heads, sparsity: float) -> HeadChoice | None:
     return HeadChoice(top_dimensions(query_key, keep), top_dimensions(value_output, keep))
 
 
+def first_dimensions(attention: Heads, sparsity: float) -> HeadChoice | None:
+    """The first of heads that have been turned; the first block stays dense."""
+    if attention.index == 0:
+        return None
+    heads, dimensions, _ = attention.query.shape
+    kept = torch.arange(kept_dimensions(dimensions, sparsity, MULTIPLE)).expand(heads, -1)
+    return HeadChoice(kept, kept)
+
+
 def select_hidden(layer: Layer, keep: int) -> Tensor:
     return largest(layer.statistics["activation"], keep)
 
@@ -34,5 +44,6 @@ def is_hidden(layer: Layer) -> bool:
     return layer.kind == "linear"
 
 
-HIDDEN = FilterPart(select_hidden, is_hidden, needs=frozenset({"activation"}))
+HIDDEN = FilterPart(select_hidden, is_hidden, needs=frozenset({"activation"}), spares_first=True)
 METHODS.add("toast", Method((HeadPart(select_heads), HIDDEN)))
+METHODS.add("toast-rotated", Method((HeadPart(first_dimensions, rotates=True), HIDDEN)))
