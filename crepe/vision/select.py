@@ -239,6 +239,8 @@ def _masked(model: nn.Module, part: MaskPart, choices: ImageChoices, evidence: E
     if "moments" in part.needs and evidence is not None:
         moments = evidence.moments(list(layers))
         layers = {n: replace(layer, moments=moments[n], gain=evidence.gain(n)) for n, layer in layers.items()}
+    if part.score is not None:
+        layers = {n: replace(layer, statistics={"score": part.score(layer)}) for n, layer in layers.items()}
     found = divided(part, layers, choices, evidence) if layers else {}
     orders: dict[str, Tensor] = {}
     pattern = parse_pattern(part.pattern)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -66,20 +68,25 @@ def test_a_dead_channel_costs_nothing_and_breaks_nothing() -> None:
     assert not found.isnan().any() and found[1].isfinite().sum() == 8 and found[1][found[1].isfinite()].sum() == 0
 
 
+def _kept(part: MaskPart, layer: Layer, share: float) -> Tensor:
+    assert part.score is not None
+    return part.select({layer.name: replace(layer, statistics={"score": part.score(layer)})}, share)[layer.name]
+
+
 def test_methods_choose_by_cost_and_keep_their_patterns() -> None:
     taps, blocks = (METHODS.get(name).parts[0] for name in ("deprune-obs", "bcbp-obs"))
     assert isinstance(taps, MaskPart) and isinstance(blocks, MaskPart)
     weight = torch.randn(64, 1, 3, 3, generator=torch.Generator().manual_seed(0))
     covariances = torch.stack([_covariance(9, seed) for seed in range(64)])
     layer = Layer("a", (weight,), "depthwise", moments=Moments(torch.zeros(64, 9), covariances), gain=torch.ones(64))
-    kept = taps.select({"a": layer}, 0.5)["a"]
+    kept = _kept(taps, layer, 0.5)
     assert Taps(32).violations(kept.flatten(1)) == 0 and int(kept.sum()) == 64 * 9 // 2
     silent = layer.moments.covariance.clone()
     silent[:, 4] = silent[:, :, 4] = 0.0
     other = Layer("a", (weight,), "depthwise", moments=Moments(torch.zeros(64, 9), silent), gain=torch.ones(64))
-    missed = [int((~taps.select({"a": one}, 0.5)["a"]).flatten(1)[:, 4].sum()) for one in (layer, other)]
+    missed = [int((~_kept(taps, one, 0.5)).flatten(1)[:, 4].sum()) for one in (layer, other)]
     assert missed[1] > 1.4 * missed[0]
     matrix = torch.randn(64, 32, 1, 1, generator=torch.Generator().manual_seed(1))
     point = Layer("b", (matrix,), "pointwise", moments=Moments(torch.zeros(32), _covariance(32, 3)))
-    kept = blocks.select({"b": point}, 0.5)["b"]
+    kept = _kept(blocks, point, 0.5)
     assert ColBlock(32, 8).violations(kept.flatten(1)) == 0 and float(kept.float().mean()) == 0.5

@@ -114,13 +114,15 @@ class FilterPart:
 class MaskPart:
     """Zeroes weights of layers that keep their shape. pattern: the name that the manifest gives to these zeros.
 
-    needs: `moments`, where the part looks at what the layers read of the calibration images.
+    needs: `moments`, where the part looks at what the layers read of the calibration images. score: what is worked out
+    once for each layer, whatever share it will lose; `select` finds it in the layer's `statistics`, as `score`.
     """
 
     select: MaskSelect
     pattern: str
     suits: Callable[[Layer], bool] = any_layer
     needs: frozenset[str] = frozenset()
+    score: Callable[[Layer], Tensor] | None = None
 
 
 @dataclass(frozen=True)

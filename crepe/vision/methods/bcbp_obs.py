@@ -19,7 +19,7 @@ from crepe.vision.methods.bcbp import suits
 
 def select(layers: Mapping[str, Layer], sparsity: float, pattern: ColBlock, step: int) -> dict[str, Tensor]:
     """The three steps of `crepe.vision.column_blocks` with costs in the place of norms."""
-    costs = {name: tile_costs(layer, pattern) for name, layer in layers.items()}
+    costs = {name: layer.statistics["score"] for name, layer in layers.items()}
     shares = natural_shares(costs, sparsity)
     masks = {}
     for name, layer in layers.items():
@@ -41,7 +41,8 @@ def tile_costs(layer: Layer, pattern: ColBlock) -> Tensor:
 
 def _method(pattern: ColBlock, step: int) -> Method:
     part = partial(select, pattern=pattern, step=step)
-    return Method((MaskPart(part, str(pattern), partial(suits, pattern=pattern), frozenset({"moments"})),))
+    fits, score = partial(suits, pattern=pattern), partial(tile_costs, pattern=pattern)
+    return Method((MaskPart(part, str(pattern), fits, frozenset({"moments"}), score),))
 
 
 METHODS.add("bcbp-obs", _method(ColBlock(32, 8), 1))

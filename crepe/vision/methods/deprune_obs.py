@@ -13,12 +13,14 @@ from crepe.vision.taps import select_taps
 
 
 def select(layers: Mapping[str, Layer], sparsity: float) -> dict[str, Tensor]:
-    return {name: select_taps(layer.weight, sparsity, GROUP, _costs(layer)) for name, layer in layers.items()}
+    return {
+        name: select_taps(layer.weight, sparsity, GROUP, layer.statistics["score"]) for name, layer in layers.items()
+    }
 
 
-def _costs(layer: Layer) -> Tensor:
+def costs(layer: Layer) -> Tensor:
     assert layer.moments is not None
     return tap_costs(layer.weight.flatten(1), layer.moments.covariance, layer.gain)
 
 
-METHODS.add("deprune-obs", Method((MaskPart(select, f"tap:{GROUP}", has_taps, frozenset({"moments"})),)))
+METHODS.add("deprune-obs", Method((MaskPart(select, f"tap:{GROUP}", has_taps, frozenset({"moments"}), costs),)))
