@@ -74,6 +74,41 @@ def test_sp24_matmul(shape: tuple[int, int, int], budget: float) -> None:
     assert starting(loop, "HGMMA" if constants["BN"] >= 64 else "HMMA")
 
 
+@pytest.mark.parametrize(
+    ("inputs", "budget", "widest"),
+    [(576, 20.0, "64"), (4544, 12.0, "128"), (4128, 13.0, "64"), (160, 63.0, "64")],
+)
+def test_sp24_matvec_of_ragged_widths(inputs: int, budget: float, widest: str) -> None:
+    """The words of a row are 18, 142, 129 and 5: no load is wider than what every row is aligned to. Of a pair of words
+    the activations are 16 bytes, of one word 8."""
+    constants, config = sp24_matvec.plan((1, 4096, inputs), BF16)
+    types = {"out": "*bf16", "x": "*i64", "values": "*i32", "meta": "*i32", "bias": "*bf16"}
+    constants |= {"HAS_BIAS": False, "INTERPRETED": False}
+    compiled = compile_kernel(sp24_matvec.matvec_kernel, types, constants, config)
+    _stays_within(compiled, config)
+    assert compiled.conversions() == 0
+    loop, groups = compiled.loop(), constants["ROWS"] * constants["WORDS"] * 8 / LANES
+    assert sum(loop.values()) / groups <= budget
+    loads = {opcode for opcode in compiled.opcodes() if opcode.startswith("LDG")}
+    assert any(f".{widest}" in opcode for opcode in loads)
+    assert widest == "128" or not any(".128" in opcode for opcode in loads)
+
+
+@pytest.mark.parametrize(
+    ("shape", "budget"), [((16, 576, 576), 16.0), ((16, 4128, 4128), 18.0), ((64, 9600, 2880), 18.0)]
+)
+def test_sp24_matmul_of_ragged_widths(shape: tuple[int, int, int], budget: float) -> None:
+    constants, config = sp24_matmul.plan(shape, BF16)
+    types = {"out": "*bf16", "x": "*bf16", "values": "*i32", "meta": "*i32", "bias": "*bf16", "tokens": "i32"}
+    constants |= {"HAS_BIAS": False, "INTERPRETED": False}
+    compiled = compile_kernel(sp24_matmul.matmul_kernel, types, constants, config)
+    _stays_within(compiled, config)
+    loop, groups = compiled.loop(), constants["BN"] * constants["WORDS"] * 8 / LANES / config.warps
+    assert sum(loop.values()) / groups <= budget
+    # Words that are no multiple of four do not lie at 16 bytes.
+    assert starting(compiled.opcodes(), "LDGSTS") > starting(compiled.opcodes(), "LDGSTS.E.BYPASS.128")
+
+
 def test_a_card_with_less_shared_memory_gets_smaller_tiles() -> None:
     constants, config = sp24_matmul.plan((96, 28672, 4096), BF16, Device("a small card", 99 << 10))
     assert config.shared <= 99 << 10

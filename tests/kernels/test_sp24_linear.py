@@ -64,7 +64,15 @@ def test_a_compiled_layer_is_one_graph() -> None:
 def test_gpu_products(backend: str, tokens: tuple[int, ...], dtype: torch.dtype) -> None:
     # cuBLAS may add partial sums of the output's dtype.
     slack = 0.0 if backend in ("matvec", "matmul") else 2.0**-6
-    for outputs, inputs in [(512, 2048), (1000, 3584), (4096, 4096), (2050, 11008), (9000, 1536)]:
+    for outputs, inputs in [
+        (512, 2048),
+        (1000, 3584),
+        (4096, 4096),
+        (2050, 11008),
+        (9000, 1536),
+        (576, 576),
+        (300, 160),
+    ]:
         values, meta = (tensor.cuda() for tensor in sp24_weight(outputs, inputs, dtype))
         weight, bias = sp24.unpack(values, meta), weight_of(1, outputs, dtype, 3)[0].cuda()
         for number, some_bias in product(tokens, (None, bias)):
@@ -77,7 +85,7 @@ def test_gpu_products(backend: str, tokens: tuple[int, ...], dtype: torch.dtype)
 @needs_gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_gpu_unpack_is_exact(dtype: torch.dtype) -> None:
-    for outputs, inputs in [(5, 128), (512, 2048), (1000, 3584), (300, 11008)]:
+    for outputs, inputs in [(5, 32), (5, 160), (576, 576), (512, 2048), (1000, 3584), (300, 11008)]:
         values, meta = sp24_weight(outputs, inputs, dtype)
         with poisoned():
             found = sp24_unpack(values.cuda(), meta.cuda())
