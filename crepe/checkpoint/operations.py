@@ -1,9 +1,12 @@
-"""Multiplying with packed weights: through the custom operations, whose dispatcher decides what runs."""
+"""What is computed with packed weights: through the operations, whose dispatcher decides what runs."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from crepe.kernels.operations import bitmap_pack as packing
+from crepe.kernels.operations import bitmap_unpack as unpacking
 from crepe.kernels.operations import colblock_linear as colblock
 from crepe.kernels.operations import sp24_linear as sp24
 from crepe.masks import ColBlock
@@ -18,4 +21,23 @@ def sp24_linear(inputs: Tensor, values: Tensor, meta: Tensor, bias: Tensor | Non
 def colblock_linear(inputs: Tensor, values: Tensor, blocks: Tensor, block: ColBlock, bias: Tensor | None) -> Tensor:
     """inputs (..., in) @ weight^T + bias for a weight of column blocks."""
     found: Tensor = colblock.colblock_linear(inputs, values, blocks, block.rows, block.columns, bias)
+    return found
+
+
+def sp24_unpack(values: Tensor, meta: Tensor) -> Tensor:
+    """The dense (out, in) of a 2:4 weight."""
+    found: Tensor = sp24.UNPACK.run(values, meta)
+    return found
+
+
+def bitmap_pack(weight: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """The kept values and the bits of a parameter of any shape. kept: of its shape, on its device."""
+    flat, own = weight.flatten(0, -2).contiguous(), kept.flatten(0, -2).contiguous()
+    values, bits = packing.OPERATION.run(flat, own, int(torch.count_nonzero(own)))
+    return values, bits
+
+
+def bitmap_unpack(values: Tensor, bits: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The parameter of `shape`, zero where nothing was kept."""
+    found: Tensor = unpacking.OPERATION.run(values, bits, list(shape))
     return found

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from crepe.criteria.neighbourhood import box_mean as box_mean_of_scores
+from crepe.criteria.sums import box_mean as box_mean_of_scores
 from crepe.errors import CrepeError
 from crepe.kernels.bench import select_by_row as bench_by_row
 from crepe.kernels.bench import select_overall as bench_overall
