@@ -12,7 +12,7 @@ from crepe.kernels.operations.sp24_linear import OPERATION, sp24_linear
 from crepe.kernels.operations.sp24_unpack import sp24_unpack
 from crepe.kernels.reference import sp24
 from gpu import needs_gpu, replayed
-from sparse_weights import assert_close, exact, poisoned, sp24_weight, weight_of
+from sparse_weights import assert_close, exact, poisoned, sp24_weight, strided, weight_of
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -21,7 +21,9 @@ def test_torch_may_trust_the_custom_ops(dtype: torch.dtype) -> None:
     x, bias = weight_of(2, 64, dtype), weight_of(1, 3, dtype)[0]
     for arguments in [(x, values, meta, None), (x.reshape(1, 2, 64), values, meta, bias)]:
         torch.library.opcheck(torch.ops.crepe.sp24_linear, arguments)
+        torch.library.opcheck(torch.ops.crepe.sp24_linear, tuple(map(strided, arguments)))
     torch.library.opcheck(torch.ops.crepe.sp24_unpack, (values, meta))
+    torch.library.opcheck(torch.ops.crepe.sp24_unpack, (strided(values), strided(meta)))
 
 
 def test_without_a_gpu_the_reference_runs_and_names_are_refused() -> None:
