@@ -8,6 +8,8 @@ which differs in the last bits (docs/kernels.md has how far).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -37,8 +39,7 @@ def on_gpu(tensor: Tensor) -> bool:
     return tensor.is_cuda
 
 
-def _run(operation: str, weight: Tensor, *numbers: int) -> tuple[Tensor, ...] | Tensor:
+def _run(operation: str, weight: Tensor, *numbers: int) -> Any:
     from crepe.kernels.dispatch import OPERATIONS
 
-    found: tuple[Tensor, ...] | Tensor = OPERATIONS.get(operation).run(weight.contiguous(), *numbers)
-    return found
+    return OPERATIONS.get(operation).run(weight.contiguous(), *numbers)
