@@ -214,7 +214,9 @@ def report(given: argparse.Namespace) -> None:
     for label in PATTERNS:
         names = [name for name in cases() if name.startswith(f"{label}/")]
         names += [f"{label}/{name}" for name in PEERS.values()]
-        print(f"### {label}\n\n| case | perplexity | manual | KL | seconds | processor seconds | peak memory |\n|---|---|---|---|---|---|---|")
+        print(
+            f"### {label}\n\n| case | perplexity | manual | KL | seconds | processor seconds | peak memory |\n|---|---|---|---|---|---|---|"
+        )
         for name in (name for name in names if name in lines.found):
             print(f"| {name.split('/')[1]} |", " | ".join(_cells(lines.found[name])), "|")
         missing = [name.split("/")[1] for name in names if name not in lines.found]
