@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from crepe.criteria.coefficients import Coefficients
-from crepe.criteria.neighbourhood import box_mean, term_from_box
-from crepe.criteria.ria import reciprocal
+from crepe.criteria.neighbourhood import term_from_box
+from crepe.criteria.ria import shares
+from crepe.criteria.sums import box_mean
 from crepe.models.views import View
 
 # Weights per matrix on which a trial works, and the fewest rows.
@@ -102,8 +103,9 @@ def _stack(
         common = 2 * out * inputs / (out + inputs)
         parts["rows"].append(rows)
         parts["weight"].append(weight[rows])
-        parts["row"].append(common * reciprocal(size.sum(1, keepdim=True))[rows])
-        parts["column"].append(common * reciprocal(size.sum(0, keepdim=True)))
+        row, column = shares(weight)
+        parts["row"].append(common * row[rows])
+        parts["column"].append(common * column)
         parts["mean"].append(size.mean().view(1, 1))
         parts["norm"].append(norms[view.name][None])
         for kernel in kernels:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +34,15 @@ def colblock_weight(
     """values and blocks."""
     weight = weight_of(outputs, inputs, dtype)
     return colblock.pack(weight, pattern.select(weight.float().abs(), sparsity), pattern)
+
+
+def strided(argument: Any) -> Any:
+    """A tensor of the same values that is not contiguous; anything else as it is."""
+    if not isinstance(argument, Tensor):
+        return argument
+    if argument.dim() == 1:
+        return argument.repeat_interleave(2)[::2]
+    return argument.transpose(-1, -2).contiguous().transpose(-1, -2)
 
 
 def exact(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -16,7 +16,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from crepe.checkpoint.operations import colblock_linear, colblock_uncovered, sp24_linear, sp24_uncovered
+from crepe.checkpoint.operations import (
+    bitmap_unpack,
+    colblock_linear,
+    colblock_uncovered,
+    sp24_linear,
+    sp24_uncovered,
+    sp24_unpack,
+)
 from crepe.errors import CrepeError
 from crepe.kernels.reference import bitmap, colblock, sp24
 from crepe.masks import ColBlock, parse_pattern
@@ -93,7 +100,7 @@ class TwoOfFour(Layout):
                 raise CrepeError("its order names a column twice or one that is not there: the file is damaged")
 
     def unpack(self, tensors: Tensors) -> Tensor:
-        matrix = sp24.unpack(tensors[""], tensors["_meta"])
+        matrix = sp24_unpack(tensors[""], tensors["_meta"])
         if self.ordered:
             matrix = matrix[:, tensors["_order"].argsort()]
         return from_matrix(matrix, self.shape, self.transposed)
@@ -158,7 +165,7 @@ class Bitmap(Layout):
         bitmap.check(tensors[""], tensors["_bits"], self.shape)
 
     def unpack(self, tensors: Tensors) -> Tensor:
-        return bitmap.unpack(tensors[""], tensors["_bits"], self.shape)
+        return bitmap_unpack(tensors[""], tensors["_bits"], self.shape)
 
 
 _LAYOUTS: dict[str, type[Layout]] = {kind.name: kind for kind in (TwoOfFour, Blocks, Bitmap)}

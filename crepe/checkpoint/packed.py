@@ -66,7 +66,7 @@ def packed_tensors(
             written[name] = tensor
             reports[name] = PackedReport(None, size_of(tensor), size_of(tensor), "other parameters are tied to it")
         else:
-            found = _packed(name, tensor.cpu(), [masks[view.name] for view in own], own[0].transposed)
+            found = _packed(name, tensor, [masks[view.name] for view in own], own[0].transposed)
             written |= {name + suffix: part for suffix, part in found.tensors.items()}
             why = next((lost[view.name] for view in own if view.name in lost), None) if lost else None
             reports[name] = _report(found, why, size_of(tensor), own[0].owner)

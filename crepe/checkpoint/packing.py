@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from crepe.checkpoint.layouts import Bitmap, Blocks, Layout, Tensors, TwoOfFour, as_matrix, from_matrix
+from crepe.checkpoint.operations import bitmap_pack
 from crepe.errors import CrepeError
-from crepe.kernels.reference import bitmap, colblock, sp24
+from crepe.kernels.reference import colblock, sp24
 from crepe.masks import ColBlock, Mask, NofM, Unstructured
 
 
@@ -18,7 +19,8 @@ from crepe.masks import ColBlock, Mask, NofM, Unstructured
 class Packed:
     """A parameter ready to be written.
 
-    layout: None where it stays dense. reason: why it has not the layout of its pattern, None where it has.
+    layout: None where it stays dense. tensors: on the CPU. reason: why it has not the layout of its pattern, None where
+    it has.
     """
 
     layout: Layout | None
@@ -37,22 +39,24 @@ def size_of(tensor: Tensor) -> int:
 def pack(weight: Tensor, masks: Sequence[Mask], transposed: bool = False) -> Packed:
     """Pack a parameter whose matrices have these masks: one, or one for each expert.
 
-    weight: as the model has it, zero where the masks are. transposed: whether its matrices are (in, out).
+    weight: as the model has it, zero where the masks are; on a GPU, a bitmap is made there. transposed: whether its
+    matrices are (in, out).
 
     Raises:
         CrepeError: a mask breaks its pattern.
     """
     mask, reason = _joined(masks)
     if not mask.zeros:
-        return Packed(None, {"": weight}, "nothing was removed from it")
+        return Packed(None, {"": weight.cpu()}, "nothing was removed from it")
     reason = reason or _obstacle(mask, weight.shape[-1 if transposed else -2])
     if reason is None and (mask.pattern == NofM(2, 4) or isinstance(mask.pattern, ColBlock)):
-        found = _as_pattern(weight, mask, transposed)
+        found = _as_pattern(weight.cpu(), mask, transposed)
     else:
         found = _as_bitmap(weight, mask, transposed, reason)
     if found.bytes >= size_of(weight):
         name = found.layout.name if found.layout else ""
-        return Packed(None, {"": weight}, f"as {name} it would take {found.bytes} bytes instead of {size_of(weight)}")
+        reason = f"as {name} it would take {found.bytes} bytes instead of {size_of(weight)}"
+        return Packed(None, {"": weight.cpu()}, reason)
     return found
 
 
@@ -100,6 +104,7 @@ def _as_pattern(weight: Tensor, mask: Mask, transposed: bool) -> Packed:
 
 def _as_bitmap(weight: Tensor, mask: Mask, transposed: bool, reason: str | None) -> Packed:
     # The bits follow the parameter as it lies in the model, so nothing is turned around when it is unpacked.
-    kept = from_matrix(mask.kept, tuple(weight.shape), transposed)
-    values, bits = bitmap.pack(weight, kept)
-    return Packed(Bitmap(tuple(weight.shape), kept=len(values)), {"": values, "_bits": bits}, reason)
+    kept = from_matrix(mask.kept.to(weight.device), tuple(weight.shape), transposed)
+    values, bits = bitmap_pack(weight, kept)
+    tensors = {"": values.cpu(), "_bits": bits.cpu()}
+    return Packed(Bitmap(tuple(weight.shape), kept=len(values)), tensors, reason)

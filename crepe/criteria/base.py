@@ -39,7 +39,8 @@ class Criterion:
     function: (weight (out, in) float32, statistics, coefficients) -> score (out, in) float32, higher = keep.
     needs: statistics that must be there; `norm` is (in,), the L2 norm of each input channel over all tokens.
     compare: the comparison group that the method's authors use for unstructured sparsity.
-    factors: takes the same as `function` and returns what that score separates into, None where it does not.
+    factors: takes the same as `function`, the weight in its own dtype, and returns what that score separates into, None
+    where it does not.
     """
 
     function: ScoreFunction
@@ -59,23 +60,24 @@ def score(
     Raises:
         CrepeError: the weights or statistics hold NaN or infinite values; `name` says whose.
     """
-    return criterion.function(_checked(criterion, weight, statistics, name), statistics, coefficients)
+    exact = weight.float()
+    _check(criterion, exact, statistics, name)
+    return criterion.function(exact, statistics, coefficients)
 
 
 def factors(
     criterion: Criterion, weight: Tensor, statistics: Mapping[str, Tensor], coefficients: Coefficients, name: str = ""
 ) -> Factors | None:
     """What the score of `weight` (out, in) separates into, None where it does not; raises as `score` does."""
-    return criterion.factors(_checked(criterion, weight, statistics, name), statistics, coefficients)
+    _check(criterion, weight, statistics, name)
+    return criterion.factors(weight, statistics, coefficients)
 
 
-def _checked(criterion: Criterion, weight: Tensor, statistics: Mapping[str, Tensor], name: str) -> Tensor:
-    """`weight` in float32, after a look for broken values in it and in what the criterion needs."""
-    exact = weight.float()
-    _require_finite(exact, "weights", name)
+def _check(criterion: Criterion, weight: Tensor, statistics: Mapping[str, Tensor], name: str) -> None:
+    """A look for broken values in the weight and in what the criterion needs."""
+    _require_finite(weight, "weights", name)
     for key in sorted(criterion.needs):
         _require_finite(statistics[key], f"activation statistics ({key})", name)
-    return exact
 
 
 def _require_finite(tensor: Tensor, what: str, name: str) -> None:

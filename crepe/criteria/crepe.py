@@ -19,8 +19,8 @@ def crepe_score(weight: Tensor, norm: Tensor, coefficients: Coefficients) -> Ten
 
     weight: (out, in); norm: (in,). Returns (out, in).
     """
+    row, column = weighted_shares(weight, coefficients)
     size = weight.abs()
-    row, column = weighted_shares(size, coefficients)
     importance = (row + column).mul_(size)
     if coefficients.neighbourhood:
         term = neighbourhood_term(size, coefficients.form, coefficients.kernel)
@@ -32,15 +32,15 @@ def crepe_factors(weight: Tensor, norm: Tensor, coefficients: Coefficients) -> F
     """What `crepe_score` separates into, None with a neighbourhood term."""
     if coefficients.neighbourhood:
         return None
-    row, column = weighted_shares(weight.abs(), coefficients)
+    row, column = weighted_shares(weight, coefficients)
     return Factors(norm.pow(coefficients.activation), row.flatten(), column.flatten())
 
 
-def weighted_shares(size: Tensor, coefficients: Coefficients) -> tuple[Tensor, Tensor]:
-    """n r / sum_j |W_ij| (out, 1) and n c / sum_i |W_ij| (1, in) of |W| = `size` (out, in)."""
-    out, inputs = size.shape
+def weighted_shares(weight: Tensor, coefficients: Coefficients) -> tuple[Tensor, Tensor]:
+    """n r / sum_j |W_ij| (out, 1) and n c / sum_i |W_ij| (1, in), float32. weight: (out, in)."""
+    out, inputs = weight.shape
     common = 2 * out * inputs / (out + inputs)
-    row, column = shares(size)
+    row, column = shares(weight)
     return row.mul_(coefficients.row * common), column.mul_(coefficients.column * common)
 
 

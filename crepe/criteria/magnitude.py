@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from crepe.criteria.base import CRITERIA, Criterion, Factors
@@ -16,6 +17,6 @@ CRITERIA.add(
     "magnitude",
     Criterion(
         lambda weight, statistics, coefficients: magnitude_score(weight),
-        factors=lambda weight, statistics, coefficients: Factors(weight.new_ones(weight.shape[1])),
+        factors=lambda weight, statistics, coefficients: Factors(weight.new_ones(weight.shape[1], dtype=torch.float32)),
     ),
 )

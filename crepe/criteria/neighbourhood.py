@@ -6,16 +6,10 @@ about 1 so that one coefficient means the same for a matrix of any size.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from crepe.criteria.ria import reciprocal
-
-
-def box_mean(size: Tensor, kernel: int) -> Tensor:
-    """Mean of `size` (out, in) over the k x k window around each entry, centre included, windows cut at the border."""
-    pooled = torch.nn.functional.avg_pool2d(size[None, None], kernel, 1, kernel // 2, count_include_pad=False)
-    return pooled[0, 0]
+from crepe.criteria.sums import box_mean
 
 
 def neighbourhood_term(size: Tensor, form: str, kernel: int) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from crepe.criteria.base import CRITERIA, Criterion, Factors
+from crepe.criteria.sums import absolute_sums
 
 EXPONENT = 0.5
 
@@ -14,20 +15,20 @@ def ria_score(weight: Tensor, norm: Tensor, exponent: float = EXPONENT) -> Tenso
 
     weight: (out, in); norm: (in,). A row or column of zeros scores zero.
     """
-    size = weight.abs()
-    row, column = shares(size)
-    return size.mul_(row + column).mul_(norm.pow(exponent))
+    row, column = shares(weight)
+    return weight.abs().mul_(row + column).mul_(norm.pow(exponent))
 
 
 def ria_factors(weight: Tensor, norm: Tensor, exponent: float = EXPONENT) -> Factors:
     """What `ria_score` separates into."""
-    row, column = shares(weight.abs())
+    row, column = shares(weight)
     return Factors(norm.pow(exponent), row.flatten(), column.flatten())
 
 
-def shares(size: Tensor) -> tuple[Tensor, Tensor]:
-    """1 / sum_j |W_ij| (out, 1) and 1 / sum_i |W_ij| (1, in) of |W| = `size` (out, in)."""
-    return reciprocal(size.sum(1, keepdim=True)), reciprocal(size.sum(0, keepdim=True))
+def shares(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """1 / sum_j |W_ij| (out, 1) and 1 / sum_i |W_ij| (1, in), float32. weight: (out, in)."""
+    row, column = absolute_sums(weight)
+    return reciprocal(row)[:, None], reciprocal(column)[None]
 
 
 def reciprocal(total: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from crepe.criteria import Coefficients, Criterion, factors
+from crepe.criteria.sums import on_gpu
 from crepe.masks import NofM, Pattern, Unstructured, kept_count
 from crepe.masks.pattern import Compare
 
@@ -37,12 +38,9 @@ def at_once(
     operation = _operation(pattern, tuple(weight.shape), sparsity, compare)
     if operation is None or not on_gpu(weight):
         return None
+    weight = weight.contiguous()
     found = factors(criterion, weight, statistics, coefficients, name)
     return None if found is None else _run(*operation, weight, found.norm, found.row, found.column)
-
-
-def on_gpu(tensor: Tensor) -> bool:
-    return tensor.is_cuda
 
 
 def _run(

@@ -20,6 +20,8 @@ def _obstacle(weight: Tensor, kept: Tensor, count: int) -> str | None:
     reason = weight_obstacle(weight)
     if not reason and (kept.shape != weight.shape or kept.dtype != torch.bool or not kept.is_contiguous()):
         return f"the mask is {tuple(kept.shape)} of {kept.dtype}, or not contiguous"
+    if not reason and kept.device != weight.device:
+        return f"the mask is on {kept.device} and the weight on {weight.device}"
     return reason
 
 

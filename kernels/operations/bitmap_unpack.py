@@ -17,6 +17,8 @@ def _obstacle(values: Tensor, bits: Tensor, shape: list[int]) -> str | None:
         return reason
     if values.dtype not in DTYPES:
         return f"the values are {values.dtype}"
+    if values.device != bits.device:
+        return f"the values are on {values.device} and the bits on {bits.device}"
     if bits.numel() != -(-torch.Size(shape).numel() // 8):
         return f"{bits.numel()} bytes are no bits for a weight of shape {tuple(shape)}"
     return None if values.is_contiguous() and bits.is_contiguous() else "the values or bits are not contiguous"

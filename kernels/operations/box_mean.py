@@ -43,4 +43,4 @@ def box_mean(weight: Tensor, kernel: int) -> Tensor:
 
 @box_mean.register_fake
 def _fake(weight: Tensor, kernel: int) -> Tensor:
-    return torch.empty_like(weight, dtype=torch.float32)
+    return weight.new_empty(weight.shape, dtype=torch.float32)

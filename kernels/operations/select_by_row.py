@@ -41,9 +41,10 @@ OPERATION = OPERATIONS.add(
 def select_by_row(values: Tensor, keep: int, norm: Tensor | None, row: Tensor | None, column: Tensor | None) -> Tensor:
     """See `crepe.kernels.reference.selection.select_by_row`."""
     found: Tensor = OPERATION.run(values, keep, norm, row, column)
-    return found
+    # Sorting follows the strides of the values; torch has to know those of a result before it is there.
+    return found.contiguous()
 
 
 @select_by_row.register_fake
 def _fake(values: Tensor, keep: int, norm: Tensor | None, row: Tensor | None, column: Tensor | None) -> Tensor:
-    return torch.empty_like(values, dtype=torch.bool)
+    return values.new_empty(values.shape, dtype=torch.bool)

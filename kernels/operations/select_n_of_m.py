@@ -51,4 +51,4 @@ def select_n_of_m(
 
 @select_n_of_m.register_fake
 def _fake(values: Tensor, n: int, m: int, norm: Tensor | None, row: Tensor | None, column: Tensor | None) -> Tensor:
-    return torch.empty_like(values, dtype=torch.bool)
+    return values.new_empty(values.shape, dtype=torch.bool)

@@ -40,4 +40,4 @@ def select_overall(values: Tensor, keep: int, norm: Tensor | None, row: Tensor |
 
 @select_overall.register_fake
 def _fake(values: Tensor, keep: int, norm: Tensor | None, row: Tensor | None, column: Tensor | None) -> Tensor:
-    return torch.empty_like(values, dtype=torch.bool)
+    return values.new_empty(values.shape, dtype=torch.bool)

@@ -9,15 +9,16 @@ from crepe.kernels.dispatch import OPERATIONS, Backend, Operation, always, inter
 from crepe.kernels.operations.tensors import aligned, device_of, kernel_obstacle
 from crepe.kernels.reference import sp24
 
-# Words of metadata are read four at a time.
-INPUTS = 4 * sp24.INPUTS
-
 
 def layout_obstacle(values: Tensor, meta: Tensor) -> str | None:
-    """Why the kernels cannot read this weight, None where they can."""
+    """Why the kernels cannot read this weight, None where they can: any width that the layout can hold.
+
+    Rows of 4 n words are read 16 bytes at once; where the words of a row are no multiple of four, the compiler knows
+    it from the constants and reads less at once.
+    """
     outputs, inputs = len(values), 2 * values.shape[-1]
-    if inputs % INPUTS:
-        return f"the weight has {inputs} inputs: it takes multiples of {INPUTS}"
+    if inputs % sp24.INPUTS:
+        return f"the weight has {inputs} inputs: it takes multiples of {sp24.INPUTS}"
     if values.numel() == 0:
         return "the weight is empty"
     if meta.dtype != torch.int32 or tuple(meta.shape) != (outputs, inputs // sp24.INPUTS):

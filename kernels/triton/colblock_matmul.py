@@ -11,6 +11,7 @@ from torch import Tensor
 
 from crepe.kernels.triton.configs import HOPPER, Config, Device, device_of, find
 from crepe.kernels.triton.groups import read
+from crepe.kernels.triton.launch import linear
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -79,19 +80,6 @@ def matmul(
     """x: (tokens, inputs) -> (tokens, outputs). All contiguous and aligned to 16 bytes."""
     shape = (len(x), len(values), x.shape[1])
     constants, config = plan(shape, values.shape[1], rows, columns, device_of(x.device))
-    out = x.new_empty(shape[:2])
     grid = (triton.cdiv(shape[1], constants["BN"]), triton.cdiv(shape[0], constants["BM"]))
-    matmul_kernel[grid](
-        out,
-        x,
-        values,
-        blocks,
-        out if bias is None else bias,
-        shape[0],
-        **constants,
-        HAS_BIAS=bias is not None,
-        INTERPRETED=interpreted,
-        num_warps=config.warps,
-        num_stages=config.stages,
-    )
-    return out
+    constants["INTERPRETED"] = interpreted
+    return linear(matmul_kernel, grid, x.new_empty(shape[:2]), (x, values, blocks), bias, config, shape[0], **constants)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from crepe.kernels.triton.configs import HOPPER, Config, Device, device_of, find, power_of_two
 from crepe.kernels.triton.groups import lower_float, read, upper_float
+from crepe.kernels.triton.launch import linear
 
 # Inputs of one 16-byte load; a block is one or several.
 PIECE = 8
@@ -86,16 +87,6 @@ def matvec(x: Tensor, values: Tensor, blocks: Tensor, rows: int, columns: int, b
     """x: (tokens, inputs) -> (tokens, outputs). All contiguous and aligned to 16 bytes."""
     shape = (len(x), len(values), x.shape[1])
     constants, config = plan(shape, values.shape[1], rows, columns, x.dtype, device_of(x.device))
-    out = x.new_empty(shape[:2])
-    matvec_kernel[(triton.cdiv(shape[1], constants["ROWS"]),)](
-        out,
-        x.view(torch.int32),
-        values.view(torch.int32),
-        blocks,
-        out if bias is None else bias,
-        **constants,
-        HAS_BIAS=bias is not None,
-        num_warps=config.warps,
-        num_stages=config.stages,
-    )
-    return out
+    grid = (triton.cdiv(shape[1], constants["ROWS"]),)
+    operands = (x.view(torch.int32), values.view(torch.int32), blocks)
+    return linear(matvec_kernel, grid, x.new_empty(shape[:2]), operands, bias, config, **constants)

@@ -1,8 +1,12 @@
-"""What launching has in common: sizes of tiles and the form of a score."""
+"""What launching has in common: sizes of tiles, the form of a score, the arguments of a linear layer."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
+
+from crepe.kernels.triton.configs import Config
 
 
 def tile_of(inputs: int, most: int, least: int = 16) -> int:
@@ -13,3 +17,27 @@ def tile_of(inputs: int, most: int, least: int = 16) -> int:
 def factors_of(norm: Tensor | None, row: Tensor | None) -> int:
     """0: the values are the scores; 1: with norm; 2: with norm, row and column."""
     return 0 if norm is None else 1 if row is None else 2
+
+
+def linear(
+    kernel: Any,
+    grid: tuple[int, ...],
+    out: Tensor,
+    operands: tuple[Tensor, ...],
+    bias: Tensor | None,
+    config: Config,
+    *numbers: int,
+    **constants: Any,
+) -> Tensor:
+    """Launch the kernel of a linear layer: it takes `out`, operands, bias and numbers in this order. Returns `out`."""
+    kernel[grid](
+        out,
+        *operands,
+        out if bias is None else bias,
+        *numbers,
+        **constants,
+        HAS_BIAS=bias is not None,
+        num_warps=config.warps,
+        num_stages=config.stages,
+    )
+    return out

@@ -8,7 +8,17 @@ import triton.language as tl
 from torch import Tensor
 
 from crepe.kernels.triton.launch import factors_of, tile_of
-from crepe.kernels.triton.scores import factor, join4, join8, ranks4, ranks8, score, split4, split8, two_of_four
+from crepe.kernels.triton.scores import (
+    join4,
+    join8,
+    ranks4,
+    ranks8,
+    score,
+    split4,
+    split8,
+    tile_of_columns,
+    two_of_four,
+)
 
 ROWS = 4
 WARPS = 4
@@ -29,10 +39,7 @@ def n_of_m_kernel(
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    columns = tl.program_id(1) * TILE + tl.arange(0, TILE)
-    inside = columns < K
-    norms = factor(norm, columns, inside, FACTORS > 0)
-    shares = factor(column, columns, inside, FACTORS > 1)
+    columns, inside, norms, shares = tile_of_columns(norm, column, tl.program_id(1), K, FACTORS, TILE)
     for step in tl.static_range(ROWS):
         line = tl.program_id(0) * ROWS + step
         here = inside & (line < outputs)

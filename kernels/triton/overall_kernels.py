@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from crepe.kernels.triton.scores import factor, key, score
+from crepe.kernels.triton.scores import key, score, tile_of_columns
 
 # Below the key of every score: what fills a tile behind the end of the matrix.
 OUTSIDE = tl.constexpr(-(1 << 31))
@@ -36,10 +36,7 @@ def count_kernel(
 ):
     """counts: (2, out, tiles) int32. Against the upper of `bounds` first, then against the lower one: in the upper 16
     bits how many keys are larger, in the lower 16 how many are not smaller. A tile is shorter than 2^16."""
-    columns = tl.program_id(1) * TILE + tl.arange(0, TILE)
-    inside = columns < K
-    norms = factor(norm, columns, inside, FACTORS > 0)
-    shares = factor(column, columns, inside, FACTORS > 1)
+    columns, inside, norms, shares = tile_of_columns(norm, column, tl.program_id(1), K, FACTORS, TILE)
     low, high = tl.load(bounds), tl.load(bounds + 1)
     tiles = tl.num_programs(1)
     for step in tl.static_range(ROWS):
@@ -67,10 +64,7 @@ def gather_kernel(
     TILE: tl.constexpr,
 ):
     """gathered: (capacity,) int32, the keys between `bounds`; those of a tile from `starts` (out, tiles) int64 on."""
-    columns = tl.program_id(1) * TILE + tl.arange(0, TILE)
-    inside = columns < K
-    norms = factor(norm, columns, inside, FACTORS > 0)
-    shares = factor(column, columns, inside, FACTORS > 1)
+    columns, inside, norms, shares = tile_of_columns(norm, column, tl.program_id(1), K, FACTORS, TILE)
     low, high = tl.load(bounds), tl.load(bounds + 1)
     for step in tl.static_range(ROWS):
         line = tl.minimum(tl.program_id(0) * ROWS + step, outputs - 1)
@@ -131,10 +125,8 @@ def at_least(
     count = tl.zeros((), tl.int64)
     for tile in range(OUTPUTS * ((K + TILE - 1) // TILE)):
         line = tl.full((), tile // ((K + TILE - 1) // TILE), tl.int32)
-        columns = tile % ((K + TILE - 1) // TILE) * TILE + tl.arange(0, TILE)
-        inside = columns < K
-        norms = factor(norm, columns, inside, FACTORS > 0)
-        shares = factor(column, columns, inside, FACTORS > 1)
+        place = tile % ((K + TILE - 1) // TILE)
+        columns, inside, norms, shares = tile_of_columns(norm, column, place, K, FACTORS, TILE)
         found = keys_of(values, line, columns, inside, norms, row, shares, K, FACTORS)
         count += tl.sum((found >= threshold).to(tl.int32), 0)
     return count
@@ -157,10 +149,7 @@ def ties_kernel(
 ):
     """counts: (out, tiles) int32, the keys that equal the threshold; left at 0 where all of them are kept."""
     if tl.load(state + 2) + tl.load(state + 3) > keep:
-        columns = tl.program_id(1) * TILE + tl.arange(0, TILE)
-        inside = columns < K
-        norms = factor(norm, columns, inside, FACTORS > 0)
-        shares = factor(column, columns, inside, FACTORS > 1)
+        columns, inside, norms, shares = tile_of_columns(norm, column, tl.program_id(1), K, FACTORS, TILE)
         threshold = tl.load(state + 1).to(tl.int32)
         for step in tl.static_range(ROWS):
             line = tl.minimum(tl.program_id(0) * ROWS + step, outputs - 1)
@@ -186,10 +175,7 @@ def mask_kernel(
     TILE: tl.constexpr,
 ):
     """Keeps the keys above the threshold and the first of those that equal it. starts: (out, tiles), ties before."""
-    columns = tl.program_id(1) * TILE + tl.arange(0, TILE)
-    inside = columns < K
-    norms = factor(norm, columns, inside, FACTORS > 0)
-    shares = factor(column, columns, inside, FACTORS > 1)
+    columns, inside, norms, shares = tile_of_columns(norm, column, tl.program_id(1), K, FACTORS, TILE)
     threshold = tl.load(state + 1).to(tl.int32)
     missing = keep - tl.load(state + 2)
     for step in tl.static_range(ROWS):

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from crepe.kernels.triton.launch import factors_of, tile_of
-from crepe.kernels.triton.scores import factor, key, score
+from crepe.kernels.triton.scores import key, score, tile_of_columns
 
 # Threads are added with the row, so that each holds 32 keys.
 KEYS = 32
@@ -20,11 +20,8 @@ def row_threshold_kernel(
 ):
     line = tl.program_id(0)
     start = line.to(tl.int64) * K
-    columns = tl.arange(0, TILE)
-    inside = columns < K
+    columns, inside, norms, shares = tile_of_columns(norm, column, 0, K, FACTORS, TILE)
     value = tl.load(values + start + columns, mask=inside, other=0.0).to(tl.float32)
-    norms = factor(norm, columns, inside, FACTORS > 0)
-    shares = factor(column, columns, inside, FACTORS > 1)
     own = tl.load(row + line) if FACTORS > 1 else 0.0
     found = key(score(value, norms, own, shares, FACTORS), FACTORS)
     # As an unsigned number with its sign bit turned; 0 is below every score and fills the tile.

@@ -17,6 +17,16 @@ def factor(pointer, columns, inside, PRESENT: tl.constexpr):
 
 
 @triton.jit
+def tile_of_columns(norm, column, place, K: tl.constexpr, FACTORS: tl.constexpr, TILE: tl.constexpr):
+    """The columns of the tile at `place` in a row, which of them there are, and their two factors."""
+    columns = place * TILE + tl.arange(0, TILE)
+    inside = columns < K
+    norms = factor(norm, columns, inside, FACTORS > 0)
+    shares = factor(column, columns, inside, FACTORS > 1)
+    return columns, inside, norms, shares
+
+
+@triton.jit
 def score(value, norm, row, column, FACTORS: tl.constexpr):
     """The score of float32 `value`. FACTORS: 0 the value itself, 1 with norm, 2 with norm, row and column."""
     if FACTORS > 0:

@@ -12,7 +12,7 @@ from crepe.kernels.operations.colblock_linear import OPERATION, colblock_linear
 from crepe.kernels.reference import colblock
 from crepe.masks import ColBlock
 from gpu import needs_gpu, replayed
-from sparse_weights import assert_close, colblock_weight, exact, poisoned, weight_of
+from sparse_weights import assert_close, colblock_weight, exact, poisoned, strided, weight_of
 
 
 @pytest.mark.parametrize("sparsity", [0.5, 1.0])
@@ -21,6 +21,7 @@ def test_torch_may_trust_the_custom_op(sparsity: float) -> None:
     x, bias = weight_of(2, 32, torch.float32), weight_of(1, 6, torch.float32)[0]
     for arguments in [(x, values, blocks, 4, 8, None), (x.reshape(2, 1, 32), values, blocks, 4, 8, bias)]:
         torch.library.opcheck(torch.ops.crepe.colblock_linear, arguments)
+        torch.library.opcheck(torch.ops.crepe.colblock_linear, tuple(map(strided, arguments)))
 
 
 def test_without_a_gpu_the_reference_runs_and_names_are_refused() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from crepe.errors import CrepeError, UsageError
-from crepe.kernels.dispatch import Backend, Operation, always
+from crepe.kernels.dispatch import OPERATIONS, Backend, Operation, always
 
 DOUBLE = Operation(
     "double",
@@ -37,3 +39,13 @@ def test_a_named_backend_never_falls_back() -> None:
 def test_an_unknown_backend_is_named() -> None:
     with pytest.raises(UsageError, match="smal"):
         DOUBLE.run(3, backend="smal")
+
+
+def test_the_page_of_operations_names_all_of_them_with_their_backends() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "kernels.md").read_text()
+    rows = [line.split("|") for line in page.splitlines() if line.startswith("| `")]
+    described = {name.strip(" `"): row[2] for row in rows for name in row[1].split(",")}
+    assert set(described) == set(OPERATIONS.names())
+    for name, backends in described.items():
+        found = [part.strip(" ()`") for part in backends.split(",")]
+        assert found == [backend.name for backend in OPERATIONS.get(name).backends]

@@ -5,6 +5,8 @@ At 4.3 TB/s an H200 has time for 31 to 35 instructions on each group of four wei
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -25,6 +27,34 @@ def _stays_within(compiled: Compiled, config: Config) -> None:
     assert compiled.shared <= config.shared
 
 
+def _sp24_matvec(
+    shape: tuple[int, int, int], dtype: torch.dtype, budget: float
+) -> tuple[Compiled, dict[str, Any], float]:
+    """The kernel within its budget of instructions for a group, its constants, and the groups of a lane in one step."""
+    constants, config = sp24_matvec.plan(shape, dtype)
+    types = {"out": "*bf16", "x": "*i64", "values": "*i32", "meta": "*i32", "bias": "*bf16"}
+    constants |= {"HAS_BIAS": False, "INTERPRETED": False}
+    compiled = compile_kernel(sp24_matvec.matvec_kernel, types, constants, config)
+    _stays_within(compiled, config)
+    assert compiled.conversions() == 0
+    groups = constants["ROWS"] * constants["WORDS"] * 8 / LANES
+    assert sum(compiled.loop().values()) / groups <= budget
+    return compiled, constants, groups
+
+
+def _sp24_matmul(shape: tuple[int, int, int], budget: float) -> tuple[Compiled, dict[str, Any]]:
+    """The kernel within its budget of instructions for a group, and its constants."""
+    constants, config = sp24_matmul.plan(shape, BF16)
+    types = {"out": "*bf16", "x": "*bf16", "values": "*i32", "meta": "*i32", "bias": "*bf16", "tokens": "i32"}
+    constants |= {"HAS_BIAS": False, "INTERPRETED": False}
+    compiled = compile_kernel(sp24_matmul.matmul_kernel, types, constants, config)
+    _stays_within(compiled, config)
+    assert compiled.conversions() == 0
+    groups = constants["BN"] * constants["WORDS"] * 8 / LANES / config.warps
+    assert sum(compiled.loop().values()) / groups <= budget
+    return compiled, constants
+
+
 @pytest.mark.parametrize(
     ("shape", "dtype", "budget"),
     [
@@ -36,14 +66,8 @@ def _stays_within(compiled: Compiled, config: Config) -> None:
     ],
 )
 def test_sp24_matvec(shape: tuple[int, int, int], dtype: torch.dtype, budget: float) -> None:
-    constants, config = sp24_matvec.plan(shape, dtype)
-    types = {"out": "*bf16", "x": "*i64", "values": "*i32", "meta": "*i32", "bias": "*bf16"}
-    constants |= {"HAS_BIAS": False, "INTERPRETED": False}
-    compiled = compile_kernel(sp24_matvec.matvec_kernel, types, constants, config)
-    _stays_within(compiled, config)
-    assert compiled.conversions() == 0
-    loop, groups = compiled.loop(), constants["ROWS"] * constants["WORDS"] * 8 / LANES
-    assert sum(loop.values()) / groups <= budget
+    compiled, constants, groups = _sp24_matvec(shape, dtype, budget)
+    loop = compiled.loop()
     assert loop["PRMT"] >= groups * shape[0]
     assert starting(loop, "LDG") == starting(loop, "LDG.E.128", "LDG.E.64")
     if constants["WORDS"] == 128:
@@ -62,16 +86,32 @@ def test_sp24_matvec(shape: tuple[int, int, int], dtype: torch.dtype, budget: fl
     ],
 )
 def test_sp24_matmul(shape: tuple[int, int, int], budget: float) -> None:
-    constants, config = sp24_matmul.plan(shape, BF16)
-    types = {"out": "*bf16", "x": "*bf16", "values": "*i32", "meta": "*i32", "bias": "*bf16", "tokens": "i32"}
-    constants |= {"HAS_BIAS": False, "INTERPRETED": False}
-    compiled = compile_kernel(sp24_matmul.matmul_kernel, types, constants, config)
-    _stays_within(compiled, config)
-    assert compiled.conversions() == 0
-    loop, groups = compiled.loop(), constants["BN"] * constants["WORDS"] * 8 / LANES / config.warps
-    assert sum(loop.values()) / groups <= budget
+    compiled, constants = _sp24_matmul(shape, budget)
+    loop = compiled.loop()
     assert loop["LDGSTS.E.BYPASS.128"] == starting(loop, "LDG.", "LDGSTS")
     assert starting(loop, "HGMMA" if constants["BN"] >= 64 else "HMMA")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "budget", "widest"),
+    [(576, 20.0, "64"), (4544, 12.0, "128"), (4128, 13.0, "64"), (160, 63.0, "64")],
+)
+def test_sp24_matvec_of_ragged_widths(inputs: int, budget: float, widest: str) -> None:
+    """The words of a row are 18, 142, 129 and 5: no load is wider than what every row is aligned to. Of a pair of words
+    the activations are 16 bytes, of one word 8."""
+    compiled, _, _ = _sp24_matvec((1, 4096, inputs), BF16, budget)
+    loads = {opcode for opcode in compiled.opcodes() if opcode.startswith("LDG")}
+    assert any(f".{widest}" in opcode for opcode in loads)
+    assert widest == "128" or not any(".128" in opcode for opcode in loads)
+
+
+@pytest.mark.parametrize(
+    ("shape", "budget"), [((16, 576, 576), 16.0), ((16, 4128, 4128), 18.0), ((64, 9600, 2880), 18.0)]
+)
+def test_sp24_matmul_of_ragged_widths(shape: tuple[int, int, int], budget: float) -> None:
+    compiled, _ = _sp24_matmul(shape, budget)
+    # Words that are no multiple of four do not lie at 16 bytes.
+    assert starting(compiled.opcodes(), "LDGSTS") > starting(compiled.opcodes(), "LDGSTS.E.BYPASS.128")
 
 
 def test_a_card_with_less_shared_memory_gets_smaller_tiles() -> None:

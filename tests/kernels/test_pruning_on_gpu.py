@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from crepe.checkpoint.packing import pack
 from crepe.criteria import CRITERIA, Coefficients, score
 from crepe.kernels.dispatch import OPERATIONS
-from crepe.masks import parse_pattern
+from crepe.masks import Mask, apply_mask, parse_pattern
 from crepe.pipeline import selection
 from gpu import needs_gpu, replayed
 from pruning_cases import FORMS, factors, hard_weight
@@ -76,6 +77,19 @@ def test_pruning_selects_what_plain_torch_selects(method: str, pattern: str, com
     expected = chosen.select(score(criterion, weight, statistics, coefficients), 0.5, compare)
     found = selection.at_once(criterion, chosen, weight, statistics, coefficients, 0.5, compare, "x")
     assert found is not None and torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
+def test_a_weight_on_the_gpu_is_packed_as_one_on_the_cpu(pattern: str) -> None:
+    chosen = parse_pattern(pattern)
+    weight = torch.randn(300, 1056).bfloat16()
+    kept = chosen.select(weight.float().abs(), 0.5)
+    weight, masks = apply_mask(weight, kept), [Mask(kept, chosen)]
+    found, expected = pack(weight.cuda(), masks), pack(weight, masks)
+    assert found.layout == expected.layout and found.layout is not None
+    assert all(torch.equal(part, expected.tensors[suffix]) for suffix, part in found.tensors.items())
+    dense = found.layout.unpack({suffix: part.cuda() for suffix, part in found.tensors.items()})
+    assert torch.equal(dense.cpu().view(torch.int16), weight.view(torch.int16))
 
 
 @pytest.mark.parametrize("name", ["select_n_of_m", "select_by_row", "select_overall", "prune_pack", "absolute_sums"])

@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from crepe.criteria.neighbourhood import box_mean as box_mean_of_scores
+from crepe.criteria.sums import box_mean as box_mean_of_scores
 from crepe.errors import CrepeError
 from crepe.kernels.bench import select_by_row as bench_by_row
 from crepe.kernels.bench import select_overall as bench_overall
 from crepe.kernels.dispatch import OPERATIONS, interpreting
 from crepe.kernels.reference import selection, sp24, sums
 from crepe.masks import apply_mask
+from sparse_weights import strided
 
 pytestmark = pytest.mark.skipif(interpreting(), reason="tests of kernels in the interpreter are another folder's")
 # Few distinct values, so that ties are the rule.
@@ -104,6 +105,14 @@ def test_torch_may_trust_the_custom_ops(name: str) -> None:
     assert operation.choose(*arguments).name == "torch"
     with pytest.raises(CrepeError, match=f"{name} cannot run on backend 'triton': it needs a GPU"):
         operation.run(*arguments, backend="triton")
+
+
+@pytest.mark.parametrize("name", _arguments())
+def test_strides_of_the_result_are_known_before_it_is_there(name: str) -> None:
+    """Whatever those of the arguments are."""
+    arguments = tuple(strided(argument) for argument in _arguments()[name])
+    assert any(isinstance(argument, Tensor) and not argument.is_contiguous() for argument in arguments)
+    torch.library.opcheck(getattr(torch.ops.crepe, name), arguments, test_utils=("test_schema", "test_faketensor"))
 
 
 def test_ways_to_sort_select_the_same() -> None:

@@ -12,7 +12,7 @@ from crepe.kernels.operations.sp24_linear import OPERATION, sp24_linear
 from crepe.kernels.operations.sp24_unpack import sp24_unpack
 from crepe.kernels.reference import sp24
 from gpu import needs_gpu, replayed
-from sparse_weights import assert_close, exact, poisoned, sp24_weight, weight_of
+from sparse_weights import assert_close, exact, poisoned, sp24_weight, strided, weight_of
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -21,7 +21,9 @@ def test_torch_may_trust_the_custom_ops(dtype: torch.dtype) -> None:
     x, bias = weight_of(2, 64, dtype), weight_of(1, 3, dtype)[0]
     for arguments in [(x, values, meta, None), (x.reshape(1, 2, 64), values, meta, bias)]:
         torch.library.opcheck(torch.ops.crepe.sp24_linear, arguments)
+        torch.library.opcheck(torch.ops.crepe.sp24_linear, tuple(map(strided, arguments)))
     torch.library.opcheck(torch.ops.crepe.sp24_unpack, (values, meta))
+    torch.library.opcheck(torch.ops.crepe.sp24_unpack, (strided(values), strided(meta)))
 
 
 def test_without_a_gpu_the_reference_runs_and_names_are_refused() -> None:
@@ -64,7 +66,15 @@ def test_a_compiled_layer_is_one_graph() -> None:
 def test_gpu_products(backend: str, tokens: tuple[int, ...], dtype: torch.dtype) -> None:
     # cuBLAS may add partial sums of the output's dtype.
     slack = 0.0 if backend in ("matvec", "matmul") else 2.0**-6
-    for outputs, inputs in [(512, 2048), (1000, 3584), (4096, 4096), (2050, 11008), (9000, 1536)]:
+    for outputs, inputs in [
+        (512, 2048),
+        (1000, 3584),
+        (4096, 4096),
+        (2050, 11008),
+        (9000, 1536),
+        (576, 576),
+        (300, 160),
+    ]:
         values, meta = (tensor.cuda() for tensor in sp24_weight(outputs, inputs, dtype))
         weight, bias = sp24.unpack(values, meta), weight_of(1, outputs, dtype, 3)[0].cuda()
         for number, some_bias in product(tokens, (None, bias)):
@@ -77,7 +87,7 @@ def test_gpu_products(backend: str, tokens: tuple[int, ...], dtype: torch.dtype)
 @needs_gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_gpu_unpack_is_exact(dtype: torch.dtype) -> None:
-    for outputs, inputs in [(5, 128), (512, 2048), (1000, 3584), (300, 11008)]:
+    for outputs, inputs in [(5, 32), (5, 160), (576, 576), (512, 2048), (1000, 3584), (300, 11008)]:
         values, meta = sp24_weight(outputs, inputs, dtype)
         with poisoned():
             found = sp24_unpack(values.cuda(), meta.cuda())

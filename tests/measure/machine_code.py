@@ -55,7 +55,9 @@ def blocks_matvec(shape: tuple[int, int, int]) -> str:
 
 def main() -> None:
     rows: list[Any] = [sparse_matvec((tokens, 4096, inputs)) for tokens in (1, 2, 3) for inputs in (4096, 11008)]
-    rows += [sparse_matmul(shape) for shape in ((16, 4096, 4096), (32, 28672, 11008), (64, 28672, 4096))]
+    rows += [sparse_matvec((1, width, width)) for width in (576, 4544)]
+    batches = ((16, 576, 576), (16, 4096, 4096), (32, 28672, 11008), (64, 28672, 4096))
+    rows += [sparse_matmul(shape) for shape in batches]
     rows += [blocks_matvec((1, 4096, 4096))]
     print("| kernel | tokens x outputs x inputs | instructions for four weights | conversions | spills | shared |")
     print("|---|---|---|---|---|---|", *rows, sep="\n")

@@ -45,6 +45,13 @@ def test_matvec(
     _check("matvec", tokens, outputs, inputs, pattern, dtype)
 
 
+@pytest.mark.parametrize("inputs", [16, 24, 40, 576])
+@pytest.mark.parametrize(("backend", "tokens"), [("matvec", 2), ("matmul", 5)])
+def test_every_width_that_the_layout_holds(backend: str, tokens: int, inputs: int) -> None:
+    """Kept inputs from one block to more than a tile, with the tiles that a GPU gets."""
+    _check(backend, tokens, 20, inputs, ColBlock(16, 8), torch.bfloat16)
+
+
 @pytest.mark.parametrize("row", configs.TABLES["colblock_matmul"], ids=str)
 def test_every_tile_of_matmul(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(configs.TABLES, "colblock_matmul", (Row(row.config),))

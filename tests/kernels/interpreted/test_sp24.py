@@ -44,6 +44,21 @@ def test_matmul(tokens: int, outputs: int, inputs: int, dtype: torch.dtype) -> N
     assert_close(found, exact(x, sp24.unpack(values, meta), bias))
 
 
+@pytest.mark.parametrize("inputs", [32, 96, 160, 576])
+@pytest.mark.parametrize(("backend", "tokens"), [("matvec", 1), ("matvec", 3), ("matmul", 5), ("unpack", 5)])
+def test_every_width_that_the_layout_holds(backend: str, tokens: int, inputs: int) -> None:
+    """Words that are no multiple of the tile, of four or of two; with the tiles that a GPU gets."""
+    values, meta = sp24_weight(5, inputs, torch.bfloat16)
+    x, bias = weight_of(tokens, inputs, torch.bfloat16, 2), weight_of(1, 5, torch.bfloat16, 3)[0]
+    with poisoned():
+        found = OPERATION.run(x, values, meta, bias, backend=backend)
+    assert_close(found, exact(x, sp24.unpack(values, meta), bias))
+    assert OPERATION.choose(x, values, meta, bias).name != "torch"
+    with poisoned():
+        dense = UNPACK.run(values, meta, backend="triton")
+    assert torch.equal(dense.view(torch.int16), sp24.unpack(values, meta).view(torch.int16))
+
+
 @pytest.mark.parametrize("config", configs.TABLES["sp24_matmul"], ids=str)
 def test_every_tile_of_matmul(config: Row, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(configs.TABLES, "sp24_matmul", (Row(config.config),))
@@ -92,14 +107,14 @@ def test_the_tokens_choose(tokens: int, expected: str) -> None:
 @pytest.mark.parametrize(
     ("inputs", "dtype", "x_dtype", "reason"),
     [
-        (160, torch.bfloat16, torch.bfloat16, "160 inputs: it takes multiples of 128"),
+        (80, torch.bfloat16, torch.bfloat16, "80 inputs: it takes multiples of 32"),
         (128, torch.float32, torch.float32, "the weights are torch.float32"),
         (128, torch.bfloat16, torch.float16, "x is torch.float16 and the weights are torch.bfloat16"),
     ],
 )
 def test_what_a_kernel_does_not_cover(inputs: int, dtype: torch.dtype, x_dtype: torch.dtype, reason: str) -> None:
-    values, meta = sp24_weight(2, inputs, dtype)
-    x = torch.zeros(2, inputs, dtype=x_dtype)
+    values, meta = sp24_weight(2, 128, dtype)
+    values, x = values[:, : inputs // 2], torch.zeros(2, inputs, dtype=x_dtype)
     with pytest.raises(CrepeError, match=reason):
         OPERATION.run(x, values, meta, None, backend="matvec")
     if dtype == x_dtype:
