@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from crepe.checkpoint.read import load
     from crepe.errors import CrepeError, UsageError
     from crepe.eval.evaluate import evaluate
-    from crepe.pipeline.job import Result, prune
+    from crepe.pipeline.job import prune
+    from crepe.pipeline.result import Result
     from crepe.search.find import find_coefficients
 
 _PLACES = {
     "CrepeError": "crepe.errors",
-    "Result": "crepe.pipeline.job",
+    "Result": "crepe.pipeline.result",
     "UsageError": "crepe.errors",
     "evaluate": "crepe.eval.evaluate",
     "find_coefficients": "crepe.search.find",

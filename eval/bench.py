@@ -54,16 +54,19 @@ def bench(
     names = {"model": model} | ({"reference": reference} if reference else {})
     options: dict[str, Any] = {"dtype": dtype, "device": str(place), "trust_remote_code": trust_remote_code}
     opened = {role: load(name, **options)[0] for role, name in names.items()}
-    if reference is None and is_packed(model):
+    if reference is None and is_packed(opened["model"]):
         names["reference"] = f"{model}, unpacked"
-        opened["reference"] = load(model, **options)[0].dequantize()
+        # Unpacked on the CPU: its packed layers are not what is measured.
+        opened["reference"] = load(model, **{**options, "device": "cpu"})[0].dequantize().to(place)
     for one in opened.values():
         require_length(one.config, prompt + new_tokens + 1)
     with torch.cuda.device(place) if place.type == "cuda" else nullcontext():
         runs, ratios, notes = _runs(opened, batch, prompt, new_tokens, rounds, place)
     return {
         "machine": machine(place),
-        "models": {role: {"name": names[role], **sizes(names[role], opened[role])} for role in names},
+        "models": {
+            role: {"name": names[role], **sizes(opened[role], names[role] in (model, reference))} for role in names
+        },
         "prompt": prompt,
         "new_tokens": new_tokens,
         "rounds": rounds,
@@ -130,16 +133,16 @@ def _memory(model: Any) -> int:
     return sum(t.numel() * t.element_size() for t in tensors.values())
 
 
-def is_packed(model: str) -> bool:
-    from crepe.checkpoint.section import read_section
+def is_packed(model: Any) -> bool:
+    """Asks the loaded model, because its name may be a folder, an alias or a Hub id."""
+    quantizer = getattr(model, "hf_quantizer", None)
+    return getattr(getattr(quantizer, "quantization_config", None), "format", None) == "packed"
 
-    return Path(model).is_dir() and read_section(Path(model)).get("format") == "packed"
 
-
-def sizes(name: str, model: Any) -> dict[str, int | None]:
-    """Bytes of the weight files (None where the model is no folder), and of parameters and buffers in memory."""
-    folder = Path(name)
-    files = sorted(folder.glob("model*.safetensors")) if folder.is_dir() else []
+def sizes(model: Any, stored: bool = True) -> dict[str, int | None]:
+    """Bytes of the weight files (None where there are none of this form), and of parameters and buffers in memory."""
+    folder = Path(getattr(model, "name_or_path", ""))
+    files = sorted(folder.glob("model*.safetensors")) if stored and folder.is_dir() else []
     return {
         "file_bytes": sum(file.stat().st_size for file in files) if files else None,
         "memory_bytes": _memory(model),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterator, Sequence
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from crepe.errors import UsageError
 from crepe.eval.bench import machine
+from crepe.eval.timing import Timing
 from crepe.pipeline.progress import bar
 
 if TYPE_CHECKING:
@@ -30,8 +30,9 @@ def bench_kernels(only: Sequence[str] = ("*",), device: str = "auto") -> dict[st
     longer of its bytes at the bandwidth, and its operations at the rate, that this device reached in the same run.
 
     Returns:
-        `machine` (with bandwidth and rate), `cases` (microseconds of each way, its floor, and times faster than each
-        baseline) and `not_measured` (what could not run, with the reason). Without a GPU nothing is timed.
+        `machine` (with bandwidth and rate), `cases` (microseconds of each way with the quartiles of the replays, its
+        floor, and times faster than each baseline) and `not_measured` (what could not run, with the reason). Without
+        a GPU nothing is timed.
     """
     from crepe.models.load import parse_device
 
@@ -80,11 +81,11 @@ def measure(case: Case, place: torch.device, limits: dict[str, float]) -> dict[s
             continue
         del operands
         try:
-            seconds = _graph_seconds(way, place)
+            timing = _graph_timing(way, place)
         except Exception as error:  # one way that fails must not cost what was measured before
             refused[way.name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             continue
-        ways[way.name] = {"us": 1e6 * seconds, "floor_us": 1e6 * floor(way, limits), "baseline": way.baseline}
+        ways[way.name] = microseconds(timing) | {"floor_us": 1e6 * floor(way, limits), "baseline": way.baseline}
     return {
         "operation": case.operation,
         "label": case.label,
@@ -93,6 +94,12 @@ def measure(case: Case, place: torch.device, limits: dict[str, float]) -> dict[s
         "refused": refused,
         "times_faster": faster(ways),
     }
+
+
+def microseconds(timing: Timing) -> dict[str, float]:
+    """Median and quartiles of a timing."""
+    low, high = timing.quartiles
+    return {"us": 1e6 * timing.median, "us_low": 1e6 * low, "us_high": 1e6 * high}
 
 
 def floor(way: Way, limits: dict[str, float]) -> float:
@@ -115,7 +122,8 @@ def copies(bytes_each: int, cache: int) -> int:
     return max(2, min(_MOST_COPIES, -(-_L2_TIMES * cache // max(bytes_each, 1))))
 
 
-def _graph_seconds(way: Way, place: torch.device) -> float:
+def _graph_timing(way: Way, place: torch.device) -> Timing:
+    """Seconds of one product, replay by replay."""
     count = copies(way.bytes, torch.cuda.get_device_properties(place).L2_cache_size)
     operands = [way.make(place, DTYPE, seed) for seed in range(count)]
 
@@ -123,11 +131,11 @@ def _graph_seconds(way: Way, place: torch.device) -> float:
         for one in operands:
             way.run(*one)
 
-    return _replayed(run_all) / count
+    return Timing(tuple(seconds / count for seconds in _replayed(run_all).seconds))
 
 
-def _replayed(run: Callable[[], None]) -> float:
-    """Median seconds of a replay of `run` recorded as a CUDA graph."""
+def _replayed(run: Callable[[], None]) -> Timing:
+    """Seconds of every replay of `run` recorded as a CUDA graph."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -144,21 +152,21 @@ def _replayed(run: Callable[[], None]) -> float:
         graph.replay()
         end.record()
     torch.cuda.synchronize()
-    return float(median(start.elapsed_time(end) for start, end in events)) / 1e3
+    return Timing(tuple(start.elapsed_time(end) / 1e3 for start, end in events))
 
 
 def bandwidth(place: torch.device) -> float:
     """Bytes per second of a copy of 1 GiB, read and written."""
     source = torch.zeros(1 << 30, dtype=torch.uint8, device=place)
     target = torch.empty_like(source)
-    return 2 * source.numel() / _replayed(lambda: _discard(target.copy_(source)))
+    return 2 * source.numel() / _replayed(lambda: _discard(target.copy_(source))).median
 
 
 def arithmetic(place: torch.device) -> float:
     """Floating-point operations per second of a dense product of 8192 cubed."""
     side = 8192
     left, right = (torch.randn(side, side, dtype=DTYPE, device=place) for _ in range(2))
-    return 2 * side**3 / _replayed(lambda: _discard(left @ right))
+    return 2 * side**3 / _replayed(lambda: _discard(left @ right)).median
 
 
 def _discard(result: object) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from statistics import median
+from statistics import median, quantiles
 
 import torch
 
@@ -19,6 +19,14 @@ class Timing:
     @property
     def median(self) -> float:
         return median(self.seconds)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """A quarter of the rounds took less than the first, a quarter more than the second."""
+        if len(self.seconds) < 2:
+            return self.median, self.median
+        low, _, high = quantiles(self.seconds, n=4, method="inclusive")
+        return low, high
 
     def rate(self, count: int) -> dict[str, float]:
         """`count` per second: median, and the slowest and fastest round."""

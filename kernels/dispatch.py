@@ -39,6 +39,18 @@ class Operation:
         """The first backend that can serve these arguments and suits them."""
         return next(backend for backend in self.backends if backend.suits(*args) and backend.obstacle(*args) is None)
 
+    def uncovered(self, *args: Any) -> str | None:
+        """Why the torch reference would serve these arguments, None where a kernel would.
+
+        The kernels are held in the order of preference, special ones first, so that the last of them that would suit
+        says why even the most general one cannot.
+        """
+        *kernels, reference = self.backends
+        if self.choose(*args) is not reference:
+            return None
+        suited = [kernel for kernel in kernels if kernel.suits(*args)]
+        return suited[-1].obstacle(*args) if suited else "no kernel suits it"
+
     def run(self, *args: Any, backend: str | None = None) -> Any:
         """The result of the chosen backend, or of the one that is named: that never falls back.
 

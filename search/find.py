@@ -176,7 +176,7 @@ def _open(how: Search, recipe: Recipe) -> tuple[dict[str, Any], Any, Tensor]:
     from crepe.models.gguf import reading_once
     from crepe.models.load import load_tokenizer, open_model, parse_device, require_length
     from crepe.pipeline.fingerprint import run_fingerprint
-    from crepe.pipeline.job import find_model
+    from crepe.pipeline.named import find_model
     from crepe.search.study import check_study
 
     device = parse_device(recipe.device)

@@ -37,7 +37,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
     "bloom": {"n_layer": 3, "n_head": 4},
     "falcon": {"head_dim": None},
-    "gptj": {**_GPT, "rotary_dim": 4},
+    "gptj": {**_GPT, "rotary_dim": 2},
     "gpt_neo": {
         "num_layers": 2,
         "num_heads": 4,

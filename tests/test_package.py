@@ -26,7 +26,8 @@ def test_everything_public_can_be_had() -> None:
 
 
 def test_nothing_but_crepe_is_importable_from_elsewhere(tmp_path: Path) -> None:
-    code = "import importlib.util as u; print([n for n in ('search', 'eval', 'configs', 'tests') if u.find_spec(n)])"
+    names = ("search", "eval", "configs", "kernels", "tests")
+    code = f"import importlib.util as u; print([n for n in {names} if u.find_spec(n)])"
     assert _run(sys.executable, "-c", code, cwd=tmp_path).stdout.strip() == "[]"
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from crepe.checkpoint.blocks import shard_name
 from crepe.checkpoint.files import save_tensors
 from crepe.checkpoint.manifest import read_manifest
-from crepe.checkpoint.packed import PackedReport, layouts_of, packed_tensors, sizes_of
+from crepe.checkpoint.packed import PackedReport, layouts_of, notes_of, packed_tensors, sizes_of
 from crepe.checkpoint.section import packed_section, read_section
 from crepe.checkpoint.write import assemble
 from crepe.errors import CrepeError
@@ -27,7 +27,7 @@ _OWN_FILES = ("config.json", "generation_config.json", "README.md", "report.html
 
 
 def convert(folder: str | Path, output: str | Path, format: str) -> dict[str, Any]:
-    """Write the model of `folder` to `output`, packed or dense; returns the sizes of both.
+    """Write the model of `folder` to `output`, packed or dense; returns the sizes of both, and notes for people.
 
     Dense weights are those that the packed ones stand for, bit by bit. A dense folder must be an output of crepe,
     because its crepe.json has the patterns. The whole model is in memory.
@@ -60,7 +60,8 @@ def convert(folder: str | Path, output: str | Path, format: str) -> dict[str, An
     finally:
         shutil.rmtree(work, ignore_errors=True)
     before, after = (sum(file.stat().st_size for file in place.glob("*.safetensors")) for place in (folder, output))
-    return {"output": str(output), "format": format, "bytes_before": before, "bytes": after}
+    sizes = {"bytes_before": before, "bytes": after}
+    return {"output": str(output), "format": format, **sizes, "notes": notes_of(reports)}
 
 
 def _written(
@@ -84,8 +85,10 @@ def save_packed(model: Any, patterns: Mapping[str, str], work: Path) -> tuple[Pa
     reports: dict[str, PackedReport] = {}
     for index, block in enumerate(blocks):
         views = [view for view in inventory(block, None, names, tied=tied).views if view.name in patterns]
-        masks = {view.name: mask_of(view.matrix().cpu(), parse_pattern(patterns[view.name])) for view in views}
-        tensors, own = packed_tensors(model, block, views, masks)
+        wanted = {view.name: parse_pattern(patterns[view.name]) for view in views}
+        masks = {view.name: mask_of(view.matrix().cpu(), wanted[view.name]) for view in views}
+        lost = {n: _why_lost(wanted[n]) for n, mask in masks.items() if mask.pattern != wanted[n]}
+        tensors, own = packed_tensors(model, block, views, masks, lost)
         save_tensors(work / shard_name(index), tensors)
         reports |= own
     return assemble(work, model, blocks, WeightStore(model), packed_section(layouts_of(reports))), reports
@@ -98,6 +101,13 @@ def mask_of(weight: Tensor, pattern: Pattern) -> Mask:
         # A kept block may hold zeros of its own.
         kept = pattern.spread(pattern.blocks(kept.float()) > 0, len(kept))
     return Mask(kept, Unstructured() if pattern.violations(kept) else pattern)
+
+
+def _why_lost(pattern: Pattern) -> str:
+    return (
+        f"its zeros do not follow {pattern} in the order in which its columns lie; a mask that was permuted alone does "
+        "so only in an order of its own, which the dense weights do not keep"
+    )
 
 
 def _describe(folder: Path, final: Path, content: dict[str, Any] | None, reports: Mapping[str, PackedReport]) -> None:

@@ -6,7 +6,6 @@ that is done at once, else in the moment in which it loads the module that keeps
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
@@ -30,15 +29,18 @@ def _register() -> None:
 
 
 class _Watch(MetaPathFinder):
-    """Finds one module the way all others are found, and registers once it has been executed."""
+    """Finds one module the way all others are found, and registers once it has been executed.
+
+    Who merely asks where the module is (importlib.util.find_spec) finds it too, so that only its execution counts.
+    """
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if name != _REGISTER:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        others = (finder for finder in list(sys.meta_path) if finder is not self)
+        spec = next((found for finder in others if (found := finder.find_spec(name, path, target))), None)
         if spec is not None and spec.loader is not None:
             loader: Any = spec.loader
             execute = loader.exec_module
@@ -46,6 +48,8 @@ class _Watch(MetaPathFinder):
             def exec_module(module: ModuleType) -> None:
                 execute(module)
                 _register()
+                if self in sys.meta_path:
+                    sys.meta_path.remove(self)
 
             loader.exec_module = exec_module
         return spec

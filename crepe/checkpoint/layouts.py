@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from crepe.checkpoint.operations import colblock_linear, sp24_linear
+from crepe.checkpoint.operations import colblock_linear, colblock_uncovered, sp24_linear, sp24_uncovered
 from crepe.errors import CrepeError
 from crepe.kernels.reference import bitmap, colblock, sp24
 from crepe.masks import ColBlock, parse_pattern
@@ -64,6 +64,10 @@ class Layout(ABC):
         """inputs (..., in) @ weight^T + bias."""
         raise NotImplementedError
 
+    def uncovered(self, inputs: Tensor, tensors: Tensors, bias: Tensor | None) -> str | None:
+        """Why no kernel would compute `linear` of these, None where one would; looks at no values."""
+        raise NotImplementedError
+
     def to_dict(self) -> dict[str, Any]:
         """The entry in config.json."""
         return {"layout": self.name, **{key: value for key, value in asdict(self).items() if value is not False}}
@@ -99,6 +103,9 @@ class TwoOfFour(Layout):
             inputs = inputs.index_select(-1, tensors["_order"])
         return sp24_linear(inputs, tensors[""], tensors["_meta"], bias)
 
+    def uncovered(self, inputs: Tensor, tensors: Tensors, bias: Tensor | None) -> str | None:
+        return sp24_uncovered(inputs, tensors[""], tensors["_meta"], bias)
+
 
 @dataclass(frozen=True)
 class Blocks(Layout):
@@ -131,6 +138,9 @@ class Blocks(Layout):
 
     def linear(self, inputs: Tensor, tensors: Tensors, bias: Tensor | None) -> Tensor:
         return colblock_linear(inputs, tensors[""], tensors["_blocks"], self.block, bias)
+
+    def uncovered(self, inputs: Tensor, tensors: Tensors, bias: Tensor | None) -> str | None:
+        return colblock_uncovered(inputs, tensors[""], tensors["_blocks"], self.block, bias)
 
 
 @dataclass(frozen=True)

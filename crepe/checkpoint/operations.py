@@ -15,7 +15,19 @@ def sp24_linear(inputs: Tensor, values: Tensor, meta: Tensor, bias: Tensor | Non
     return found
 
 
+def sp24_uncovered(inputs: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None) -> str | None:
+    """Why no kernel would compute `sp24_linear` of these, None where one would."""
+    return sp24.OPERATION.uncovered(inputs, values, meta, bias)
+
+
 def colblock_linear(inputs: Tensor, values: Tensor, blocks: Tensor, block: ColBlock, bias: Tensor | None) -> Tensor:
     """inputs (..., in) @ weight^T + bias for a weight of column blocks."""
     found: Tensor = colblock.colblock_linear(inputs, values, blocks, block.rows, block.columns, bias)
     return found
+
+
+def colblock_uncovered(
+    inputs: Tensor, values: Tensor, blocks: Tensor, block: ColBlock, bias: Tensor | None
+) -> str | None:
+    """Why no kernel would compute `colblock_linear` of these, None where one would."""
+    return colblock.OPERATION.uncovered(inputs, values, blocks, block.rows, block.columns, bias)

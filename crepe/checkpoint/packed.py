@@ -39,9 +39,15 @@ class PackedReport:
 
 
 def packed_tensors(
-    model: Any, block: Block, views: Sequence[View], masks: Mapping[str, Mask]
+    model: Any,
+    block: Block,
+    views: Sequence[View],
+    masks: Mapping[str, Mask],
+    lost: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, PackedReport]]:
     """The tensors of a finished block, pruned ones packed, and a report of each pruned parameter.
+
+    lost: by view, why its mask has not the pattern that it was selected for.
 
     Names are those in the model's memory (as with `save_original_format=False`), so that a tensor in the file is a
     parameter of the model, also where transformers would convert it.
@@ -62,7 +68,8 @@ def packed_tensors(
         else:
             found = _packed(name, tensor.cpu(), [masks[view.name] for view in own], own[0].transposed)
             written |= {name + suffix: part for suffix, part in found.tensors.items()}
-            reports[name] = _report(found, size_of(tensor), own[0].owner)
+            why = next((lost[view.name] for view in own if view.name in lost), None) if lost else None
+            reports[name] = _report(found, why, size_of(tensor), own[0].owner)
     return written, reports
 
 
@@ -73,11 +80,23 @@ def _packed(name: str, weight: Tensor, masks: Sequence[Mask], transposed: bool) 
         raise CrepeError(f"cannot pack {name!r}: {error}") from error
 
 
-def _report(found: Packed, dense_bytes: int, owner: nn.Module) -> PackedReport:
-    layout = found.layout
+def _report(found: Packed, lost: str | None, dense_bytes: int, owner: nn.Module) -> PackedReport:
+    layout, reason = found.layout, found.reason or lost
     if layout is None:
-        return PackedReport(None, found.bytes, dense_bytes, found.reason)
-    return PackedReport(layout.to_dict(), found.bytes, dense_bytes, found.reason, runs_packed(owner, layout))
+        return PackedReport(None, found.bytes, dense_bytes, reason)
+    return PackedReport(layout.to_dict(), found.bytes, dense_bytes, reason, runs_packed(owner, layout))
+
+
+def notes_of(reports: Mapping[str, PackedReport]) -> list[str]:
+    """For people: which parameters became bitmaps instead of the layout of their pattern, one line for each reason."""
+    by_reason: dict[str, list[str]] = {}
+    for name, report in reports.items():
+        if report.layout is not None and report.reason is not None:
+            by_reason.setdefault(report.reason, []).append(name)
+    return [
+        f"{len(names)} matrices are stored as bitmaps, not in the layout of their pattern, such as {names[0]}: {reason}"
+        for reason, names in by_reason.items()
+    ]
 
 
 def sizes_of(folder: Path, reports: Mapping[str, PackedReport]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from crepe.checkpoint.fallback import warn_of_fallbacks
 from crepe.checkpoint.layouts import Layout, parse_layout
 from crepe.checkpoint.modules import insert, settle, unpack_layers
 from crepe.checkpoint.packed import check_parts, own_names
@@ -77,6 +78,7 @@ class CrepeQuantizer(HfQuantizer):  # type: ignore[misc]
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> None:
         settle(model, self._layouts)
+        warn_of_fallbacks(model)
         model.save_pretrained = MethodType(save_guarded, model)
 
     def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Tensor] | None, dict[str, str]]:

@@ -13,6 +13,7 @@ def load(model: str, *, dtype: str = "auto", device: str = "cpu", trust_remote_c
         CrepeError: no such model, or its files are broken.
     """
     from crepe.checkpoint.bitmask import is_bitmask, open_bitmask
+    from crepe.checkpoint.fallback import warn_of_fallbacks
     from crepe.models.gguf import reading_once
     from crepe.models.kind import is_image_model
     from crepe.models.load import load_tokenizer, open_model, parse_device
@@ -30,4 +31,7 @@ def load(model: str, *, dtype: str = "auto", device: str = "cpu", trust_remote_c
             opened = open_bitmask(source, dtype)
         else:
             opened = open_model(source, dtype, trust_remote_code=trust_remote_code)
-        return opened.to(place), load_tokenizer(source, trust_remote_code)
+        opened = opened.to(place)
+        if place.type != "cpu":  # what was loaded onto the CPU has been silent so far
+            warn_of_fallbacks(opened)
+        return opened, load_tokenizer(source, trust_remote_code)

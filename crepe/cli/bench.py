@@ -27,6 +27,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--dtype", metavar="T", help="auto (default), bfloat16, float16, float32")
     parser.add_argument("--device", metavar="D", help="auto (default), cpu, cuda, ...")
     parser.add_argument("--trust-remote-code", action="store_true", help="allow code from the model's repository")
+    parser.add_argument("--output", metavar="DIR", help="write bench.json and a picture of it, bench.svg, there")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 
@@ -41,23 +42,31 @@ def _names(text: str) -> list[str]:
 
 def run(arguments: argparse.Namespace) -> None:
     from crepe.cli.output import emit
+    from crepe.report.bench import require_new, write_bench
+
+    given = {key: value for key, value in vars(arguments).items() if key not in ("run", "verb", "json", "output")}
+    output = getattr(arguments, "output", None)
+    if output is not None:
+        require_new(output)
+    result, lines = _measured_kernels(given) if given.pop("kernels", False) else _measured_model(given)
+    if output is not None:
+        lines += [f"written: {path}" for path in write_bench(output, result)]
+    emit("json" in arguments, result, lines)
+
+
+def _measured_model(given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     from crepe.errors import UsageError
     from crepe.eval.bench import bench
 
-    given = {key: value for key, value in vars(arguments).items() if key not in ("run", "verb", "json")}
-    if given.pop("kernels", False):
-        _run_kernels(given, "json" in arguments)
-        return
     if "only" in given:
         raise UsageError("--only chooses among the kernels: use it with --kernels")
     if "model" not in given:
         raise UsageError("nothing to measure: give a model, such as crepe bench llama-2of4-packed, or --kernels")
     result = bench(given.pop("model"), **given)
-    emit("json" in arguments, result, _lines(result))
+    return result, _lines(result)
 
 
-def _run_kernels(given: dict[str, Any], as_json: bool) -> None:
-    from crepe.cli.output import emit
+def _measured_kernels(given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     from crepe.errors import UsageError
     from crepe.eval.bench_kernels import bench_kernels
 
@@ -65,18 +74,19 @@ def _run_kernels(given: dict[str, Any], as_json: bool) -> None:
     if wrong:
         raise UsageError(f"{wrong[0].replace('_', '-')!r} does not go with --kernels: it takes --only and --device")
     result = bench_kernels(**given)
-    emit(as_json, result, _kernel_lines(result))
+    return result, _kernel_lines(result)
 
 
 def _kernel_lines(result: dict[str, Any]) -> list[str]:
     from crepe.cli.output import table
 
-    rows = [("operation", "shape of", "tokens, outputs, inputs", "way", "us", "floor us", "times faster")]
+    rows = [("operation", "shape of", "tokens, outputs, inputs", "way", "us", "quartiles", "floor us", "times faster")]
     for case in result["cases"]:
         for name, way in case["ways"].items():
             times = ", ".join(f"{value:.2f}x {base}" for base, value in case["times_faster"].get(name, {}).items())
             shape = " x ".join(map(str, case["shape"]))
-            numbers = (f"{way['us']:.1f}", f"{way['floor_us']:.1f}")
+            quartiles = f"{way['us_low']:.1f} to {way['us_high']:.1f}"
+            numbers = (f"{way['us']:.1f}", quartiles, f"{way['floor_us']:.1f}")
             rows.append((case["operation"], case["label"], shape, name, *numbers, times))
     lines = table(rows) if result["cases"] else []
     lines.append("on " + ", ".join(f"{key} {value}" for key, value in result["machine"].items()))

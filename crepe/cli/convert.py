@@ -28,4 +28,4 @@ def run(arguments: argparse.Namespace) -> None:
     line = (
         f"{done['output']}: {done['format']}, {megabytes(done['bytes'])} instead of {megabytes(done['bytes_before'])}"
     )
-    emit(arguments.json, done, [line])
+    emit(arguments.json, done, [line, *(f"note: {note}" for note in done["notes"])])

@@ -280,6 +280,18 @@ def _heads(outputs: int, inputs: int) -> Iterator[tuple[Tensor, Tensor]]:
             if shared > 0 and heads % shared == 0:
                 columns = torch.arange(inputs).reshape(shared, heads // shared, size)
                 yield columns, first + stride * torch.arange(shared)[:, None] + torch.arange(size)
+        if outputs == 3 * inputs:
+            for layout in thirds(heads, size):
+                for part in range(3):
+                    yield torch.arange(inputs).reshape(heads, 1, size), layout[:, part]
+
+
+def thirds(heads: int, size: int) -> Iterator[Tensor]:
+    """Rows (heads, 3, size) of a fused matrix of three equal parts (values among them) whose heads lie in groups: each
+    group has the first part of all its heads, then the second, then the third. From one group to one head in each."""
+    rows = torch.arange(heads * 3 * size)
+    for groups in (count for count in range(1, heads + 1) if heads % count == 0):
+        yield rows.reshape(groups, 3, heads // groups, size).transpose(1, 2).reshape(heads, 3, size)
 
 
 def _head_layouts(outputs: int, heads: int, size: int) -> Iterator[tuple[int, int, int]]:

@@ -7,7 +7,7 @@ whether the rest of the unit is there or not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from crepe.models.blocks import Block
-from crepe.models.coupling import Coupling, Memory, find_couplings, row_vectors, scope_of
+from crepe.models.coupling import Coupling, Memory, find_couplings, row_vectors, scope_of, thirds
 from crepe.models.probe import Run, distance, random_weights, real_tensors, unchanged
 from crepe.models.views import View, inventory
 
@@ -215,6 +215,9 @@ def _head_rows(view: View, coupling: Coupling) -> Iterator[Tensor]:
     if not odd and each > 0:  # all queries, then all keys, then all values
         queries, keys, rest = torch.split(rows, [shared * tied * each, shared * each, shared * size])
         yield torch.cat([part.reshape(shared, -1) for part in (queries, keys, rest)], 1)
+    if outputs == 3 * shared * size:
+        layouts = (layout for layout in thirds(shared, size) if (layout == values[:, None]).all(-1).any(1).all())
+        yield from (layout.reshape(shared, -1) for layout in layouts)
     yield values
 
 
@@ -266,18 +269,22 @@ class _Trial:
     def holds(self, groups: Sequence[UnitGroup]) -> bool:
         """Do every other unit's columns take all else of these units with them, whatever it holds?"""
         consumers = [group.consumer for group in groups]
-        return self._same(consumers, [part for group in groups for part in group.parts])
+        return self._same(consumers, [part for group in groups for part in group.parts], every_other)
 
     def belongs(self, consumer: Part, parts: Sequence[Part]) -> bool:
-        """Do `parts` reach the output through the units of `consumer` alone, each through its own?"""
+        """Do `parts` reach the output through the units of `consumer` alone, each through its own?
+
+        Every other head has the same rows in several layouts of a fused matrix; an uneven choice tells them apart.
+        """
         with removed(parts):
             alone = real_tensors(self.run())
-        return self._differ(self.before, alone) and self._same([consumer], [consumer, *parts])
+        both = [consumer, *parts]
+        return self._differ(self.before, alone) and all(self._same([consumer], both, s) for s in (every_other, uneven))
 
-    def _same(self, consumers: Sequence[Part], parts: Sequence[Part]) -> bool:
-        with removed(consumers):
+    def _same(self, consumers: Sequence[Part], parts: Sequence[Part], select: Select) -> bool:
+        with removed(consumers, select):
             masked = real_tensors(self.run())
-        with removed(parts):
+        with removed(parts, select):
             whole = real_tensors(self.run())
         if not len(self.before) == len(masked) == len(whole):
             return False
@@ -289,13 +296,27 @@ class _Trial:
         return any(bool((distance(a, b)[torch.isfinite(a)] > 0).any()) for a, b in zip(before, after, strict=True))
 
 
+# A number of units -> which go, bool (units,).
+Select = Callable[[int], Tensor]
+
+
+def every_other(units: int) -> Tensor:
+    return torch.arange(units) % 2 == 1
+
+
+def uneven(units: int) -> Tensor:
+    """Those of number 1, 2, 4, 8 and so on."""
+    every = torch.arange(units)
+    return (every > 0) & (every & (every - 1) == 0)
+
+
 @contextmanager
-def removed(parts: Sequence[Part]) -> Iterator[None]:
-    """Every other unit, from the second on, is at zero inside."""
+def removed(parts: Sequence[Part], select: Select = every_other) -> Iterator[None]:
+    """The selected units are at zero inside."""
     parameters = {(id(part.owner), part.attribute): getattr(part.owner, part.attribute) for part in parts}
     saved = [(parameter, parameter.data.clone()) for parameter in parameters.values()]
     for part in parts:
-        part.clear(torch.arange(len(part.index)) % 2 == 1)
+        part.clear(select(len(part.index)))
     try:
         yield
     finally:

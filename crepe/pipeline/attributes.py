@@ -16,7 +16,7 @@ from crepe.checkpoint.sliced import set_sizes, slice_tensors
 from crepe.models.blocks import Block
 from crepe.models.coupling import scope_of
 from crepe.models.probe import Run, random_weights, real_tensors, unchanged
-from crepe.models.units import UnitGroup, removed
+from crepe.models.units import UnitGroup, every_other, removed
 from crepe.models.views import inventory
 from crepe.pipeline.units import cuts_of
 
@@ -26,18 +26,29 @@ def following_attributes(group: UnitGroup, block: Block, blocks: Sequence[Block]
 
     blocks: all of the model: a number that differs between them, such as a layer's index, is no size.
     """
-    kept = torch.arange(group.units) % 2 == 0  # as in `removed`
     candidates = _candidates(group, block, blocks)
+    choices = [candidates, *({n: f for n, f in candidates.items() if n != left} for left in candidates)]
     with random_weights(block.module, inventory(block, None).views):
-        before = real_tensors(run())
-        with removed([group.consumer]):
-            masked = real_tensors(run())
-        for chosen in (candidates, *({n: f for n, f in candidates.items() if n != left} for left in candidates)):
-            with _cut(group, block, kept, chosen):
-                found = _tensors_if_it_runs(run)
-            if _same(masked, found, before):
-                return chosen
-    return None
+        before, trials = real_tensors(run()), []
+        for select in (every_other, _last_half):
+            with removed([group.consumer], select):
+                trials.append((~select(group.units), real_tensors(run())))
+
+        def follow(chosen: Mapping[str, int]) -> bool:
+            for kept, masked in trials:
+                with _cut(group, block, kept, chosen):
+                    found = _tensors_if_it_runs(run)
+                if not _same(masked, found, before):
+                    return False
+            return True
+
+        return next((chosen for chosen in choices if follow(chosen)), None)
+
+
+def _last_half(units: int) -> Tensor:
+    """A forward may split heads into groups of a fixed number and ask for as many from each: `every_other` leaves them,
+    this does not."""
+    return torch.arange(units) >= (units + 1) // 2
 
 
 def _candidates(group: UnitGroup, block: Block, blocks: Sequence[Block]) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from crepe.calibration.statistics import ChannelSums
 from crepe.masks import NofM
 from crepe.models.blocks import Block
 from crepe.models.coupling import Coupling, Memory, find_couplings, permute_coupling
+from crepe.models.probe import Run
 from crepe.models.views import View
 from crepe.pipeline.prune import scores, statistics_of
 from crepe.pipeline.walk import Walk
@@ -51,12 +52,16 @@ def fold(
     return folded
 
 
-def run_once(block: Block, walk: Walk) -> Any:
-    """The block on the first batch: its output and what it leaves in its arguments for later blocks."""
+def run_once(block: Block, walk: Walk, seen: Callable[[Any], Any] | None = None) -> Run:
+    """The block on the first batch: its output and what it leaves in its arguments for later blocks.
+
+    seen: what of the output counts.
+    """
 
     def run() -> object:
         call = next(walk.calls(block))
         with torch.no_grad():
-            return [walk.forward(call), call.kwargs]
+            output = walk.forward(call)
+        return [seen(output) if seen else output, call.kwargs]
 
     return run

@@ -1,13 +1,21 @@
-"""Whether an output folder may be written: checked before anything is touched."""
+"""The output folder around its weights: whether it may be written, checked before anything is touched, and what
+describes it."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+from torch import Tensor
+
+from crepe.checkpoint.manifest import manifest
 from crepe.errors import CrepeError, UsageError
 from crepe.models.resolve import Source
 from crepe.pipeline.journal import work_folder
+from crepe.pipeline.result import Result
+from crepe.recipe import Choices
 
 
 def require_replaceable(output: Path, source: Source) -> None:
@@ -36,3 +44,14 @@ def require_room(output: Path, source: Source) -> None:
         raise CrepeError(
             f"{parent} has {free >> 20} MiB free, the output needs about {needed >> 20} MiB: free some space"
         )
+
+
+def describe(
+    final: Path, choices: Choices, source: Source, rows: Tensor | None, result: Result, fingerprint: dict[str, Any]
+) -> None:
+    """crepe.json, card and report."""
+    from crepe.report.folder import write_report
+
+    content = manifest(choices, source, rows, result, fingerprint)
+    (final / "crepe.json").write_text(json.dumps(content, indent=2) + "\n")
+    write_report(final)

@@ -21,10 +21,10 @@ from crepe.models.views import Skipped
 from crepe.pipeline import distributed
 from crepe.pipeline.attributes import following_attributes
 from crepe.pipeline.capture import InputRecorder
-from crepe.pipeline.fold import run_once
 from crepe.pipeline.prune import TensorReport, matrices, statistics_of
 from crepe.pipeline.run import Runner, Sums
 from crepe.pipeline.units import Removed, clear_vectors, cuts_of, records_of, remove_units
+from crepe.pipeline.unread import STREAMS, Unread
 from crepe.pipeline.walk import Walk
 
 # Structure shows in a few dozen tokens of one row as well as in all.
@@ -54,7 +54,11 @@ class UnitRunner(Runner):
     def _sparsities(self, batches: list[Tensor]) -> dict[str, float]:
         if self.finished:
             return {}
-        self._each_block("structure", [batches[0][:1, :_TOKENS]], self._find)
+        unread = Unread()
+        rows = [batches[0][:1, :_TOKENS]]
+        self._each_block("structure", rows, lambda i, b, walk: self._find(i, b, walk, unread), STREAMS)
+        if unread.read:
+            self._forget(unread.ignored)
         self._require_units()
         sparsities = _equal_for_experts(self.groups, super()._sparsities(batches))
         self._count(sparsities)
@@ -62,19 +66,25 @@ class UnitRunner(Runner):
             self._require_config()
         return sparsities
 
-    def _find(self, index: int, block: Block, walk: Walk) -> None:
-        found = find_units(block, run_once(block, walk), self.choices.pattern.unit, self.memory)
+    def _find(self, index: int, block: Block, walk: Walk, unread: Unread) -> None:
+        run = unread.run_once(block, walk)
+        found = find_units(block, run, self.choices.pattern.unit, self.memory)
         prunable = {view.name for view in self.plan.inventories[index].views}
         groups = [group for group in found.groups if all(view.name in prunable for view in group.views)]
         self.groups[block.name] = groups
         if self.choices.pattern.unit == "head" and self.choices.recipe.format == "sliced":
-            run = run_once(block, walk)
             for group in groups:
                 self.attributes[group.name] = following_attributes(group, block, self.plan.blocks, run)
         if not groups:
             self.reasons[block.name] = found.reason or "what belongs to its units is excluded"
         if not walk.is_last(block):
             walk.advance(block)
+
+    def _forget(self, names: list[str]) -> None:
+        """Of these blocks, what they return beside the hidden states was taken for unread, and a later one read it."""
+        for name in names:
+            self.groups[name] = []
+            self.reasons[name] = "a later part reads what it returns beside the hidden states, which heads change"
 
     def _require_units(self) -> None:
         """Raises CrepeError where no block has any unit."""

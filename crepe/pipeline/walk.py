@@ -144,20 +144,21 @@ class Walk:
             with torch.no_grad():
                 yield self.forward(call)
 
-    def advance(self, block: Block, stream: int = 0) -> None:
+    def advance(self, block: Block, stream: int = 0, change: Callable[[Any], Any] | None = None) -> None:
         """Run `block` for every batch and pass each output on at once, so that only one is alive at a time.
 
         Behind the last block nothing is needed any more: neither the final norm nor the head is run.
+        change: what is passed on instead of an output.
         """
-        for _ in self.advancing(block, stream):
+        for _ in self.advancing(block, stream, change):
             pass
 
-    def advancing(self, block: Block, stream: int = 0) -> Iterator[Any]:
+    def advancing(self, block: Block, stream: int = 0, change: Callable[[Any], Any] | None = None) -> Iterator[Any]:
         """`advance`, with the outputs to look at as they pass."""
         last = self.is_last(block)
         for parent, output in zip(self._streams[stream], self.run(block, stream), strict=True):
             if not last:
-                parent.resume(output)
+                parent.resume(change(output) if change else output)
             yield output
             del output
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 _COLOURS = ("#b5651d", "#4c72b0")
 
@@ -21,6 +23,60 @@ def bars(names: Sequence[str], values: Sequence[float], label: str, limit: float
     _tick(axes, names)
     axes.spines[["top", "right"]].set_visible(False)
     return _svg(FigureCanvasSVG(figure))
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Bars of several series beside each other for every name.
+
+    series: label -> a value for each name, None where there is none. spread: of the same labels, (low, high) around
+    each value. marks: a line across the bars of each name, with its label.
+    """
+
+    title: str
+    names: Sequence[str]
+    series: Mapping[str, Sequence[float | None]]
+    spread: Mapping[str, Sequence[tuple[float, float] | None]] = field(default_factory=dict)
+    marks: tuple[str, Sequence[float | None]] | None = None
+
+
+def panels(parts: Sequence[Panel], label: str, line: float | None = None) -> str:
+    """Panels below each other, each with a scale of its own; `label` is the axis with its unit. line: a height that is
+    drawn through all of them."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    widest = max(len(part.names) * len(part.series) for part in parts)
+    figure = Figure(figsize=(min(40.0, max(9.0, 0.14 * widest)), 3.4 * len(parts)), layout="constrained")
+    for axes, part in zip(figure.subplots(len(parts), squeeze=False)[:, 0], parts, strict=True):
+        _grouped(axes, part)
+        if line is not None:
+            axes.axhline(line, color="black", linewidth=0.6)
+        axes.set_title(part.title, fontsize=9, loc="left")
+        axes.set_ylabel(label)
+        axes.set_ylim(0)
+        axes.set_xticks(range(len(part.names)), part.names, rotation=90, fontsize=6)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=7, loc="lower right", bbox_to_anchor=(1, 1), ncols=3)
+    return _svg(FigureCanvasSVG(figure))
+
+
+def _grouped(axes: Any, part: Panel) -> None:
+    width = 0.8 / len(part.series)
+    for i, (label, values) in enumerate(part.series.items()):
+        there = [j for j, value in enumerate(values) if value is not None]
+        heights = [values[j] or 0.0 for j in there]
+        places = [j + (i + 0.5) * width - 0.4 for j in there]
+        axes.bar(places, heights, width, color=_COLOURS[i % len(_COLOURS)], label=label)
+        ends = [part.spread[label][j] or (h, h) for j, h in zip(there, heights, strict=True)] if part.spread else []
+        for place, (low, high) in zip(places, ends, strict=bool(ends)):
+            axes.plot([place, place], [low, high], color="black", linewidth=0.8)
+    if part.marks is not None:
+        label, heights_of = part.marks
+        marked = [(j, height) for j, height in enumerate(heights_of) if height is not None]
+        axes.hlines(
+            [h for _, h in marked], [j - 0.45 for j, _ in marked], [j + 0.45 for j, _ in marked], "black", label=label
+        )
 
 
 def scatter(

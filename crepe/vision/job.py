@@ -19,9 +19,9 @@ from crepe.errors import CrepeError, UsageError
 from crepe.models.load import parse_device
 from crepe.models.resolve import announce
 from crepe.pipeline.fingerprint import refuse_if_changed
-from crepe.pipeline.job import peak_memory
 from crepe.pipeline.journal import Journal, is_started, work_folder
 from crepe.pipeline.output import require_replaceable
+from crepe.pipeline.result import peak_memory
 from crepe.vision.attention import cut_heads, head_masks, output_mask
 from crepe.vision.balance import worst_imbalance
 from crepe.vision.cost import macs, parameters

@@ -19,6 +19,7 @@ from crepe.checkpoint import write
 from crepe.checkpoint.modules import PackedLinear
 from crepe.checkpoint.section import GUARD, read_section
 from crepe.cli.main import main
+from crepe.errors import CrepeError
 from families import tiny_model
 from runs import assert_resume_gives_the_same_bytes, prune_named
 
@@ -159,6 +160,44 @@ def test_a_model_in_memory_is_packed_too(text_file: str, tmp_path: Path) -> None
     loaded, _ = crepe.load(str(tmp_path / "out"))
     assert torch.equal(loaded(TOKENS).logits, model(TOKENS).logits)
     assert result.packed["pruned_bytes"] < 0.6 * result.packed["dense_pruned_bytes"]
+
+
+def test_what_becomes_a_bitmap_says_why(
+    tiny_folder: Callable[..., str], text_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A mask that was permuted alone is 2:4 in an order that dense weights do not keep."""
+    fields = {**QUICK, "pattern": "2:4", "refine": "permute", "method": "wanda"}
+    options = {**fields, "calibration": text_file, "format": "packed", "tokenizer": save_tokenizer(tmp_path)}
+    result = crepe.prune(tiny_model("llama"), tmp_path / "object", **options)
+    prune_named(tiny_folder(), tmp_path / "dense", text_file, **fields)
+    assert main(["convert", str(tmp_path / "dense"), str(tmp_path / "converted"), "--format", "packed"]) == 0
+    printed = capsys.readouterr().out
+    for name in ("object", "converted"):
+        tensors = json.loads((tmp_path / name / "crepe.json").read_text())["packed"]["tensors"]
+        bitmaps = [about for about in tensors.values() if about["layout"] == "bitmap"]
+        assert bitmaps and all("permuted alone" in about["reason"] for about in bitmaps), name
+        note = f"{len(bitmaps)} matrices are stored as bitmaps"
+        assert note in printed if name == "converted" else any(note in line for line in result.notes)
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "unstructured"])
+def test_packed_weights_on_disk_are_refused_by_name(
+    tiny_folder: Callable[..., str], text_file: str, tmp_path: Path, pattern: str
+) -> None:
+    prune_named(tiny_folder(), tmp_path / "out", text_file, **QUICK, pattern=pattern, format="packed")
+    with pytest.raises(CrepeError, match=r"offloaded to disk.*crepe convert DIR OUT --format dense"):
+        _load(tmp_path / "out", device_map={"": "disk"}, offload_folder=str(tmp_path / "offload"))
+
+
+def test_saving_with_an_upload_is_refused(tiny_folder: Callable[..., str], text_file: str, tmp_path: Path) -> None:
+    """The upload would come before the guard."""
+    prune_named(tiny_folder(), tmp_path / "out", text_file, **QUICK, pattern="2:4", format="packed")
+    model = _load(tmp_path / "out")
+    for arguments, options in (((), {"push_to_hub": True}), ((True, None, True), {})):
+        with pytest.raises(CrepeError, match=r"crepe push DIR owner/name"):
+            model.save_pretrained(tmp_path / "again", *arguments, **options)
+    assert not (tmp_path / "again").exists()
+    model.save_pretrained(tmp_path / "again", push_to_hub=False)
 
 
 def test_dense_to_packed_and_back(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import crepe
 from conftest import TEXT, save_tokenizer
@@ -73,7 +74,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / "out"
 
 
-@pytest.mark.parametrize("order", [("import crepe", "import transformers"), ("import transformers", "import crepe")])
+ASKED = "import crepe, importlib.util; importlib.util.find_spec('transformers.quantizers.auto')"
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        ("import crepe", "import transformers"),
+        ("import transformers", "import crepe"),
+        (ASKED, "import transformers"),
+    ],
+)
 def test_plain_transformers_loads_once_crepe_is_imported(folder: Path, order: tuple[str, str]) -> None:
     assert _run(LOAD.format(first=order[0], second=order[1]), str(folder)) == "PackedLinear set() set()"
 
@@ -93,9 +104,24 @@ def test_without_crepe_every_way_fails_and_names_it(folder: Path, tmp_path: Path
     AutoModelForCausalLM.from_pretrained(folder).save_pretrained(tmp_path / "again")
     save_tokenizer(tmp_path / "again")
     for place in (folder, tmp_path / "again"):
-        found = json.loads(_run(WITHOUT, str(place)))
-        own = found.pop("own config")
-        for name, outcome in found.items():
-            assert "pip install crepe-prune" in outcome, (name, outcome)
-        # A config made by hand knows nothing of crepe: there the shapes of the weights stop it.
-        assert own.startswith("RuntimeError"), own
+        _assert_nothing_loads(place)
+
+
+def test_without_crepe_a_width_for_each_layer_fails_and_names_it(tmp_path: Path) -> None:
+    rows = torch.randint(3, 100, (4, 16), generator=torch.Generator().manual_seed(0))
+    widths = ("*layers.0.*=0.5:0.5", "*layers.1.*=0.25:0.25")
+    fields: dict[str, Any] = {"pattern": "channel", "sparsity": 0.25, "bounds": widths, "round_to": 4}
+    tokenizer = save_tokenizer(tmp_path)
+    crepe.prune(tiny_model("llama"), tmp_path / "out", rows=rows, tokenizer=tokenizer, format="sliced", **fields)
+    section = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert section["format"] == "sliced" and len(section["per_layer_config"]) > 1
+    _assert_nothing_loads(tmp_path / "out")
+
+
+def _assert_nothing_loads(place: Path) -> None:
+    found = json.loads(_run(WITHOUT, str(place)))
+    own = found.pop("own config")
+    for name, outcome in found.items():
+        assert "pip install crepe-prune" in outcome, (name, outcome)
+    # A config made by hand knows nothing of crepe: there the shapes of the weights stop it.
+    assert own.startswith("RuntimeError"), own

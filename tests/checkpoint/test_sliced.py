@@ -172,7 +172,7 @@ def test_a_parameter_that_no_key_reaches_is_resized_alone() -> None:
     assert model.model.layers[0].mlp.up_proj.out_features == 48
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "opt", "gpt_neox", "stablelm"])
+@pytest.mark.parametrize("model_type", ["gpt2", "opt", "gpt_neox", "stablelm", "gptj", "gpt_neo"])
 def test_heads_that_no_config_knows_take_their_numbers_along(model_type: str, tmp_path: Path) -> None:
     """The size of their heads is the hidden size by their number, so no config describes fewer of the same size."""
     masked, result = _sliced(model_type, tmp_path / "out", pattern="head", sparsity=0.5)
@@ -189,6 +189,16 @@ def test_an_index_that_looks_like_a_count_is_left_alone(tmp_path: Path) -> None:
     loaded = _loaded(tmp_path / "out")
     assert [block.module.attn.layer_idx for block in find_blocks(loaded)] == list(range(6))
     assert (_logits(model) - _logits(loaded)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("model_type", ["bloom", "mpt", "codegen"])
+def test_heads_that_a_forward_counts_for_itself_are_refused(model_type: str, tmp_path: Path) -> None:
+    """Biases for each head that the model makes from its config, and a split into four groups."""
+    with pytest.raises(UsageError, match="--format dense"):
+        _sliced(model_type, tmp_path / "out", pattern="head", sparsity=0.5)
+    assert not list(tmp_path.iterdir())
+    result = crepe.prune(_model(model_type), rows=ROWS, batch_size=2, pattern="head", sparsity=0.5)
+    assert all(record["kept"] == 2 for records in result.units.values() for record in records)
 
 
 def test_what_cannot_be_resized_is_refused_before_anything_is_written(

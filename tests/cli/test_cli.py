@@ -225,7 +225,7 @@ def test_unexpected_failures_are_one_line_too(
     def broken(*args: Any, **kwargs: Any) -> None:
         raise ZeroDivisionError("two\nlines")
 
-    monkeypatch.setattr("crepe.pipeline.job.make_plan", broken)
+    monkeypatch.setattr("crepe.pipeline.named.make_plan", broken)
     arguments = ["prune", "--model", tiny_folder(), "--output", str(tmp_path / "out")]
     assert "unexpected ZeroDivisionError: two lines; CREPE_DEBUG=1" in fails(capsys, 1, *arguments)
     monkeypatch.setenv("CREPE_DEBUG", "1")

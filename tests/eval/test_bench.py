@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,6 +70,23 @@ def test_a_packed_model_is_measured_beside_its_own_weights(
     assert {run["model"] for run in result["runs"]} == {"model", "reference"} and len(result["ratios"]) == 4
     assert result["models"]["reference"]["memory_bytes"] > result["models"]["model"]["memory_bytes"]
     assert result["models"]["reference"]["file_bytes"] is None
+
+
+def test_a_packed_model_of_the_hub_has_its_dense_form_too(
+    tiny_folder: Callable[..., str], text_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Known by its id alone, from the cache, with no network."""
+    place = tmp_path / "cache" / "models--owner--packed"
+    snapshot = place / "snapshots" / ("a" * 40)
+    prune_named(tiny_folder(), tmp_path / "packed", text_file, pattern="2:4", format="packed")
+    shutil.copytree(tmp_path / "packed", snapshot)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("a" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    result = bench("owner/packed", **{**SMALL, "batch": [1]})
+    assert result["models"]["reference"]["name"] == "owner/packed, unpacked" and len(result["ratios"]) == 2
+    assert result["models"]["model"]["file_bytes"] == (snapshot / "model.safetensors").stat().st_size
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from crepe.models.blocks import Block, find_blocks
 from crepe.models.coupling import Memory
 from crepe.models.units import Found, UnitGroup, find_units
-from crepe.pipeline.fold import run_once
+from crepe.pipeline.unread import STREAMS, Unread
 from crepe.pipeline.walk import Walk, forward_tokens
 from families import tiny_model
 
+_UNITS = ("channel", "head")
 ROWS = torch.randint(3, 128, (1, 24), generator=torch.Generator().manual_seed(0))
 # Of the last block: consumer -> units, heads of each, columns of each, and the parts beside the consumer.
 SEPARATE = [("q_proj.weight", 16), ("k_proj.weight", 8), ("v_proj.weight", 8)]
@@ -27,6 +28,12 @@ HEADS: dict[str, tuple[int, int, int, list[tuple[str, int]]]] = {
     "gpt2": (4, 1, 8, [("c_attn.weight", 24), ("c_attn.bias", 24)]),
     "gpt_neox": (4, 1, 8, [("query_key_value.weight", 24), ("query_key_value.bias", 24)]),
     "deepseek_v3": (4, 1, 8, [("q_b_proj.weight", 16), ("kv_b_proj.weight", 16)]),
+    # These return their attention weights as well.
+    "gptj": (4, 1, 8, [("q_proj.weight", 8), ("k_proj.weight", 8), ("v_proj.weight", 8)]),
+    "gpt_neo": (4, 1, 8, [("q_proj.weight", 8), ("k_proj.weight", 8), ("v_proj.weight", 8)]),
+    "bloom": (4, 1, 8, [("query_key_value.weight", 24), ("query_key_value.bias", 24)]),
+    "mpt": (4, 1, 8, [("Wqkv.weight", 24)]),
+    "codegen": (4, 1, 8, [("qkv_proj.weight", 24)]),
 }
 # Of the last block: channels of each consumer.
 CHANNELS = {
@@ -42,12 +49,13 @@ CHANNELS = {
 
 def _found(model: Any, unit: str) -> list[Found]:
     """Block by block, as a run finds them."""
-    walk, memory = Walk(model, find_blocks(model), [ROWS]), Memory()
+    walk, memory, unread = Walk(model, find_blocks(model), [ROWS], STREAMS), Memory(), Unread()
     found = []
     with walk.started():
         for block in walk.blocks:
-            found.append(find_units(block, run_once(block, walk), unit, memory))
+            found.append(find_units(block, unread.run_once(block, walk), unit, memory))
             walk.advance(block)
+    assert not unread.read
     return found
 
 
@@ -78,6 +86,15 @@ def test_heads_are_found_with_their_queries_and_keys(model_type: str) -> None:
     assert found == set(parts)
 
 
+def test_heads_of_a_fused_matrix_in_four_groups_are_found() -> None:
+    """Queries, values and keys of two heads, then those of the next two, and so on."""
+    (group,) = _found(tiny_model("codegen", n_head=8, num_attention_heads=8), "head")[-1].groups
+    (fused,) = group.producers
+    assert (group.units, group.width) == (8, 4)
+    assert fused.index[1].tolist() == [*range(4, 8), *range(12, 16), *range(20, 24)]
+    assert fused.index[2].tolist() == [*range(24, 28), *range(32, 36), *range(40, 44)]
+
+
 def test_attention_sinks_go_with_their_heads() -> None:
     (group,) = _found(tiny_model("gpt_oss"), "head")[-1].groups
     (sinks,) = [part for part in group.vectors if part.attribute == "sinks"]
@@ -89,7 +106,9 @@ def test_attention_sinks_go_with_their_heads() -> None:
     [
         ("gpt_bigcode", "one key-value head"),
         ("mamba", "no attention"),
-        ("olmo2", "queries and keys"),  # a norm over all heads tells how many there are
+        # A norm over all heads tells how many there are.
+        ("olmo2", "queries and keys"),
+        ("olmo3", "queries and keys"),
     ],
 )
 def test_why_there_are_no_heads(model_type: str, reason: str) -> None:
@@ -97,8 +116,13 @@ def test_why_there_are_no_heads(model_type: str, reason: str) -> None:
     assert not last.groups and reason in last.reason
 
 
-@pytest.mark.parametrize("unit", ["channel", "head"])
-@pytest.mark.parametrize("model_type", ["llama", "gpt2", "phi3", "qwen3_moe", "gpt_oss", "deepseek_v3"])
+@pytest.mark.parametrize(
+    ("model_type", "unit"),
+    [
+        *((name, unit) for name in ("llama", "gpt2", "phi3", "qwen3_moe", "gpt_oss", "deepseek_v3") for unit in _UNITS),
+        *((name, "head") for name in ("gptj", "gpt_neo", "bloom", "mpt", "codegen")),
+    ],
+)
 def test_the_model_without_units_is_the_model_without_their_columns(model_type: str, unit: str) -> None:
     """With its own weights, over all blocks; and looking for units leaves the weights as they are."""
     model = _with_vectors(model_type)

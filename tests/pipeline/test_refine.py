@@ -88,7 +88,7 @@ def test_a_kill_between_the_last_block_and_the_output_is_resumed(
         raise Killed
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("crepe.pipeline.job.assemble", killed)
+        patch.setattr("crepe.pipeline.named.assemble", killed)
         with pytest.raises(Killed):
             prune_named(folder, tmp_path / "resumed", text_file, **fields)
     prune_named(folder, tmp_path / "resumed", text_file, resume=True, **fields)
