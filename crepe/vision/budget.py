@@ -27,11 +27,12 @@ def least_share(cost: Callable[[float], float], target: float) -> float:
 
 
 class HeadCost:
-    """Multiply-accumulates that smaller heads save. Widths come in steps, so each set of them is measured once."""
+    """Multiply-accumulates that smaller heads save. Widths come in steps, so each set of them is measured once.
+    dense: multiply-accumulates of the whole model."""
 
     def __init__(self, model: nn.Module, example: Tensor) -> None:
         self._model, self._example = model, example
-        self._dense = macs(model, example)
+        self.dense = macs(model, example)
         self._known: dict[tuple[tuple[str, int], ...], int] = {}
 
     def saved(self, chosen: Chosen) -> int:
@@ -41,5 +42,5 @@ class HeadCost:
             smaller = copy.deepcopy(self._model)
             for attention, choice in chosen:
                 cut_heads(smaller, attention, choice)
-            self._known[key] = self._dense - macs(smaller, self._example)
+            self._known[key] = self.dense - macs(smaller, self._example)
         return self._known[key]

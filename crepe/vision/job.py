@@ -23,6 +23,7 @@ from crepe.pipeline.journal import Journal, is_started, work_folder
 from crepe.pipeline.output import require_replaceable
 from crepe.pipeline.result import peak_memory
 from crepe.vision.attention import cut_heads, head_masks, output_mask
+from crepe.vision.balance import worst_imbalance
 from crepe.vision.cost import macs, parameters
 from crepe.vision.cut import channel_masks, cut, hold
 from crepe.vision.evidence import Evidence
@@ -330,6 +331,9 @@ def _notes(choices: ImageChoices, selection: Selection) -> list[str]:
             f"{len(odd)} layers have widths that are no multiple of 8, such as {odd[0]}, which many devices run "
             "slowly: --round-to 8 aligns them"
         )
+    worst = worst_imbalance(selection.masks, selection.patterns, selection.orders)
+    if worst is not None:
+        notes.append(f"work of the fullest tile of rows: {worst:.2%} above the mean of its layer, at worst")
     return notes
 
 

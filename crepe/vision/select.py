@@ -16,7 +16,7 @@ from crepe.masks import ColBlock, parse_pattern
 from crepe.models.views import Skipped
 from crepe.vision.attention import Attention, cut_heads, find_attentions, head_masks, heads_of
 from crepe.vision.budget import HeadCost, least_share
-from crepe.vision.cost import Shrinking, macs
+from crepe.vision.cost import Shrinking
 from crepe.vision.curves import chosen_units, divided, filter_curve
 from crepe.vision.cut import TOLERANCE, distance, faithful, hold
 from crepe.vision.evidence import Evidence
@@ -94,8 +94,9 @@ def select(
         CrepeError: nothing can be cut, or a layer would be emptied.
     """
     found, saved, share = Selection([], {}), 0, choices.sparsity
-    cost, filtering = HeadCost(graph.model, example), _with_curves(graph, choices, statistics, evidence)
-    if choices.macs is not None:
+    filtering = _with_curves(graph, choices, statistics, evidence)
+    cost = None if choices.macs is None else HeadCost(graph.model, example)
+    if cost is not None:
         share = _share_of_heads(graph, filtering, example, statistics, cost)
     for part in choices.method.parts:
         if isinstance(part, FilterPart):
@@ -104,7 +105,7 @@ def select(
             found = _joined(found, _masked(graph.model, part, choices, evidence))
         else:
             found = _joined(found, _heads(graph.model, part, choices, example, share))
-            saved = cost.saved(found.heads)
+            saved = 0 if cost is None else cost.saved(found.heads)
     if not found.groups and not found.masks and not found.heads:
         reasons = "; ".join(f"{s.name}: {s.reason}" for s in found.skipped[:2])
         raise CrepeError(f"method {choices.recipe.method!r} finds nothing to prune in this model ({reasons})")
@@ -147,6 +148,9 @@ def _share_of_heads(
     """The share that heads and channels would lose alike to meet the MACs target; 0 for a method without heads.
 
     Heads go in steps, so the target can be missed from below; the channels then keep what the heads left over.
+
+    Raises:
+        CrepeError: more is left at the smallest widths.
     """
     heads = [part for part in choices.method.parts if isinstance(part, HeadPart)]
     if not heads:
@@ -157,11 +161,18 @@ def _share_of_heads(
         if isinstance(part, FilterPart)
     ]
 
+    dense, macs_kept = cost.dense, choices.macs or 1.0
+
     def after(share: float) -> float:
         saved = sum(cost.saved(_head_choices(graph.model, part, choices, share)[0]) for part in heads)
-        return sum(found.cost.after(found.keep_at(share)) for found in widths_of) - saved
+        return dense - saved - sum(dense - found.cost.after(found.keep_at(share)) for found in widths_of)
 
-    return least_share(after, (choices.macs or 1) * macs(graph.model, example))
+    if after(1.0) > macs_kept * dense:
+        raise CrepeError(
+            f"macs = {macs_kept:g} is out of reach: with one channel per layer and the smallest heads "
+            f"{after(1.0) / dense:.3f} is left"
+        )
+    return least_share(after, macs_kept * dense)
 
 
 class _Widths:

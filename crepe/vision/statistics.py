@@ -8,8 +8,10 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
+from crepe.vision.class_token import ClassRows, prefix_tokens
 from crepe.vision.group import Group, Member
 from crepe.vision.load import logits_of
+from crepe.vision.token_channels import image_importance
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 Statistic = Callable[[nn.Module, Iterable[Group], Batches, torch.device], dict[str, Tensor]]
@@ -46,25 +48,29 @@ def _product(model: nn.Module, member: Member) -> Tensor:
     return sums[member.indices[:, 0]]
 
 
-def activation(model: nn.Module, groups: Iterable[Group], batches: Batches, device: torch.device) -> dict[str, Tensor]:
-    """Mean absolute value of each channel where the first layer that reads it gets it: group name -> (width,)."""
-    groups = [group for group in groups if group.users]
-    sums = {group.name: torch.zeros(group.width) for group in groups}
+def tokens(model: nn.Module, groups: Iterable[Group], batches: Batches, device: torch.device) -> dict[str, Tensor]:
+    """The importance of each channel for class token and patches where a Linear layer reads it, by
+    `crepe.vision.token_channels.image_importance`, averaged over images: group name -> (width,)."""
+    read = [g for g in groups if g.users and isinstance(model.get_submodule(g.users[0].name), nn.Linear)]
+    sums = {group.name: torch.zeros(group.width) for group in read}
     counts = dict.fromkeys(sums, 0)
-    hooks = []
+    rows, prefix = ClassRows(model), prefix_tokens(model)
+    hooks = list(rows.handles)
 
     def watch(group: Group) -> None:
         member = group.users[0]
 
         def count(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            values = inputs[0].detach().abs()
-            rows = values.flatten(2).mean(2) if isinstance(module, nn.Conv2d) else values.flatten(0, -2)
-            sums[group.name] += rows[:, member.indices.to(rows.device)].mean(2).sum(0).cpu().float()
-            counts[group.name] += len(rows)
+            # Without tokens, as behind a pooling, each image is one patch.
+            values = inputs[0].detach().reshape(len(inputs[0]), -1, inputs[0].shape[-1])
+            before = prefix if prefix < values.shape[1] else 0
+            importance = image_importance(values, rows.row_for(values) if before else None, before)
+            sums[group.name] += importance[:, member.indices.to(importance.device)].mean(2).sum(0).cpu()
+            counts[group.name] += len(importance)
 
         hooks.append(model.get_submodule(member.name).register_forward_pre_hook(count))
 
-    for group in groups:
+    for group in read:
         watch(group)
     with torch.no_grad():
         for pixels, _ in batches:
@@ -75,4 +81,4 @@ def activation(model: nn.Module, groups: Iterable[Group], batches: Batches, devi
 
 
 # By the name that a part of a method asks for.
-STATISTICS: Mapping[str, Statistic] = MappingProxyType({"taylor": taylor, "activation": activation})
+STATISTICS: Mapping[str, Statistic] = MappingProxyType({"taylor": taylor, "tokens": tokens})

@@ -138,7 +138,7 @@ def _measure(
     ways = {"batch_1": torch.arange(len(images)).split(1), "batch_256": torch.arange(len(images)).split(BATCH)}
     ways |= {"shuffled": shuffled.split(BATCH), "by_class": labels.argsort(stable=True).split(BATCH)}
     logits = {way: _logits(model, values, parts, given) for way, parts in ways.items()}
-    line = {way: float((found.argmax(1) == labels).float().mean()) for way, found in logits.items()}
+    line = {way: float((found.argmax(1) == labels).double().mean()) for way, found in logits.items()}
     line["predictions_that_differ"] = int((logits["batch_1"].argmax(1) != logits["batch_256"].argmax(1)).sum())
     line["largest_difference"] = float((logits["batch_1"] - logits["batch_256"]).abs().max())
     line |= {"case": case, "macs": share, "images": len(images), "date": time.strftime("%Y-%m-%d")}

@@ -13,7 +13,8 @@ import crepe
 from crepe.vision.attention import find_attentions
 from crepe.vision.budget import HeadCost, least_share
 from crepe.vision.cost import macs
-from crepe.vision.methods import HeadChoice
+from crepe.vision.methods import METHODS, HeadChoice, HeadPart, Method
+from crepe.vision.methods.toast import select_heads
 from image_data import STEPS, parquet, picture
 from image_families import FusedTransformer
 
@@ -70,6 +71,15 @@ def test_toast_meets_a_share_of_multiply_accumulates_and_spares_the_first_block(
     assert result.macs[1] == macs(model, EXAMPLE)
 
 
+def test_heads_alone_meet_a_share_as_closely_as_their_steps_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    METHODS.names()
+    monkeypatch.setitem(METHODS._entries, "heads", Method((HeadPart(select_heads),)))
+    model = _model()
+    result = crepe.prune(model, example=EXAMPLE, method="heads", macs=0.9)
+    assert 0.8 < result.macs[1] / result.macs[0] <= 0.9
+    assert model.blocks[1].attn.head_dim in (8, 16, 24) and model.blocks[1].fc1.out_features == 128
+
+
 def test_the_first_feed_forward_part_goes_where_it_is_asked_for(data: str) -> None:
     model, result = _pruned(data, sparsity=0.5, include="blocks.*.fc1")
     assert model.blocks[0].fc1.out_features == 64 and model.blocks[0].attn.head_dim == 32
@@ -77,7 +87,7 @@ def test_the_first_feed_forward_part_goes_where_it_is_asked_for(data: str) -> No
 
 
 def test_a_share_out_of_reach_is_named(data: str) -> None:
-    with pytest.raises(crepe.CrepeError, match=r"macs = 0\.1 is out of reach: with one channel per layer 0\.\d+"):
+    with pytest.raises(crepe.CrepeError, match=r"macs = 0\.1 is out of reach: .* smallest heads 0\.\d+ is left"):
         _pruned(data, macs=0.1)
 
 

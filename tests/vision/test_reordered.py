@@ -6,6 +6,7 @@ import torch
 
 import crepe
 from crepe.masks import ColBlock
+from crepe.vision.balance import worst_imbalance
 from crepe.vision.column_blocks import balanced
 from crepe.vision.reordered import reordered
 from image_families import Flattened, plain
@@ -40,3 +41,14 @@ def test_the_flag_gives_masks_in_the_order_of_the_model() -> None:
     assert ColBlock(32, 8).violations(~zeros) == 0
     kept = [float(model.hidden.weight.detach().norm()) for model in models]
     assert kept[1] >= kept[0] and results[0].sparsity == results[1].sparsity
+    assert all(result.notes[-1].startswith("work of the fullest tile of rows: 0.00% above") for result in results)
+
+
+def test_unequal_tiles_show_in_the_worst_imbalance() -> None:
+    mask = torch.ones(16, 8, dtype=torch.bool)
+    mask[:8, 2:] = False  # one block of four, and four of four
+    masks, names = {"a.weight": mask, "b.weight": mask[8:]}, {"a.weight": "colblock:8x2", "b.weight": "colblock:8x2"}
+    assert worst_imbalance(masks, names, {}) == 4 / 2.5 - 1
+    order = torch.arange(16).view(2, 8).T.flatten()  # rows of both kinds in each tile
+    assert worst_imbalance(masks, names, {"a": order}) == 0.0
+    assert worst_imbalance({"t": mask}, {"t": "tap:32"}, {}) is None

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from crepe.vision.graph import Graph
-from crepe.vision.statistics import activation, taylor
+from crepe.vision.statistics import taylor
 from image_families import Joined, plain
 
 CPU = torch.device("cpu")
@@ -26,14 +25,3 @@ def test_taylor_is_the_squared_product_of_gradient_and_weight() -> None:
         expected += (gradient * model.left.weight).detach().sum((1, 2, 3)).square()
     assert torch.allclose(found["left"], expected, rtol=1e-4)
     assert all(parameter.grad is None for parameter in model.parameters())
-
-
-def test_activation_is_what_the_reader_gets() -> None:
-    model = plain(Joined)
-    groups = [group for group in Graph(model, PIXELS).groups if group.obstacle is None]
-    found = activation(model, groups, BATCHES, CPU)
-    with torch.no_grad():
-        inner = torch.relu(model.bn(torch.cat([model.left(PIXELS), model.right(PIXELS)], 1)))
-        last = torch.relu(model.last(inner)).mean((2, 3))
-    assert found["right"].tolist() == pytest.approx(inner[:, 8:].abs().mean((0, 2, 3)).tolist(), rel=1e-5)
-    assert found["last"].tolist() == pytest.approx(last.abs().mean(0).tolist(), rel=1e-5)

@@ -98,7 +98,7 @@ class FilterPart:
     """Removes channels. suits: whether the part wants a layer (the graph has already left out what cannot be cut).
 
     needs: statistics, computed on calibration images: `taylor`, the sum over batches of (sum of gradient times weight
-    of the filter)^2; `activation`, the mean absolute value of the channel where it is consumed. seeks_tied: also cut
+    of the filter)^2; `tokens`, the importance of the channel for class token and patches. seeks_tied: also cut
     layers that residual adds tie to others; these keep the same channels together. spares_first: leave the first
     layer that suits as it is, unless --include names it.
     """

@@ -1,11 +1,13 @@
 """ToaSt: coupled dimensions of attention heads, and hidden channels of feed-forward parts by their activations
 (ICML 2026), in the static form: one choice for all images. The first block stays dense, as in the paper.
 
-The importance of a hidden channel is its mean absolute activation over all tokens of the calibration images, which is
-the paper's formula with every token counting the same; `crepe.vision.token_channels` has the whole formula.
+The importance of a hidden channel is the paper's formula for each calibration image with all its patches, averaged over
+the images (`crepe.vision.token_channels`).
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,13 +19,16 @@ from crepe.vision.methods.base import METHODS, FilterPart, HeadChoice, HeadPart,
 MULTIPLE = 8
 
 
-def select_heads(attention: Heads, sparsity: float) -> HeadChoice | None:
-    """As many dimensions for queries and keys as for values and output; the first block stays dense."""
+def select_heads(attention: Heads, sparsity: float, score: str = "median") -> HeadChoice | None:
+    """As many dimensions for queries and keys as for values and output; the first block stays dense.
+
+    score: a name of `crepe.vision.heads.SCORES`.
+    """
     if attention.index == 0:
         return None
     keep = kept_dimensions(attention.query.shape[1], sparsity, MULTIPLE)
-    query_key = coupled_score(attention.query, attention.key)
-    value_output = coupled_score(attention.value, attention.output)
+    query_key = coupled_score(attention.query, attention.key, score)
+    value_output = coupled_score(attention.value, attention.output, score)
     return HeadChoice(top_dimensions(query_key, keep), top_dimensions(value_output, keep))
 
 
@@ -37,13 +42,16 @@ def first_dimensions(attention: Heads, sparsity: float) -> HeadChoice | None:
 
 
 def select_hidden(layer: Layer, keep: int) -> Tensor:
-    return largest(layer.statistics["activation"], keep)
+    return largest(layer.statistics["tokens"], keep)
 
 
 def is_hidden(layer: Layer) -> bool:
     return layer.kind == "linear"
 
 
-HIDDEN = FilterPart(select_hidden, is_hidden, needs=frozenset({"activation"}), spares_first=True)
+HIDDEN = FilterPart(select_hidden, is_hidden, needs=frozenset({"tokens"}), spares_first=True)
 METHODS.add("toast", Method((HeadPart(select_heads), HIDDEN)))
+# What the paper compares its score of dimensions with.
+METHODS.add("toast-l1", Method((HeadPart(partial(select_heads, score="l1")), HIDDEN)))
+METHODS.add("toast-l2", Method((HeadPart(partial(select_heads, score="l2")), HIDDEN)))
 METHODS.add("toast-rotated", Method((HeadPart(first_dimensions, rotates=True), HIDDEN)))

@@ -18,7 +18,7 @@ DEPTHWISE = Layer("depthwise", (_weight(80, 1, 3, 3),), "depthwise")
 EXPAND = Layer("expand", (_weight(48, 16, 1, 1), _weight(48, 1, 3, 3)), "pointwise")
 PROJECT = Layer("project", (_weight(16, 48, 1, 1), _weight(16, 96, 1, 1, seed=1)), "pointwise", tied=True)
 GROUPED = Layer("grouped", (_weight(16, 8, 3, 3),), "grouped")
-LINEAR = Layer("linear", (_weight(32, 16, 1, 1),), "linear", statistics={"activation": torch.arange(32.0)})
+LINEAR = Layer("linear", (_weight(32, 16, 1, 1),), "linear", statistics={"tokens": torch.arange(32.0)})
 LAYERS = (CONV, DEPTHWISE, EXPAND, PROJECT, GROUPED, LINEAR)
 
 
@@ -84,3 +84,15 @@ def test_toast_keeps_whole_multiples_in_every_head_and_the_first_block_dense() -
     choice = heads.select(Heads("second", 1, *matrices), 0.9)
     assert choice is not None and choice.query_key.shape == choice.value_output.shape == (3, 8)
     assert bool((choice.query_key.diff(dim=1) > 0).all())
+
+
+def test_the_norm_of_a_dimension_is_another_score_than_its_distance_from_the_median() -> None:
+    matrices = [_weight(2, 16, 12, seed=i) + 3 for i in range(4)]
+    matrices[0][:, 5:] *= 0.2  # quiet rows, close to one another
+    choices = {}
+    for name in ("toast", "toast-l1", "toast-l2"):
+        (heads,) = [part for part in METHODS.get(name).parts if isinstance(part, HeadPart)]
+        choices[name] = heads.select(Heads("second", 1, *matrices), 0.5).query_key
+    norm = torch.cat(matrices[:2], 2).square().sum(2)
+    assert torch.equal(choices["toast-l2"], norm.argsort(dim=1, descending=True)[:, :8].sort(1).values)
+    assert not torch.equal(choices["toast"], choices["toast-l2"])
