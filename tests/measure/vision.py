@@ -4,8 +4,8 @@
 
 Stages, each writing JSON lines into DIR and going on where it was stopped:
   base      the dense ResNet-56 tuned on the images of FOLDER: what all others start from
-  filters   REPrune, l2, FPGM and Torch-Pruning's own l2 and FPGM at 40 % of the multiply-accumulates, and the dense
-            network, all trained for the same number of epochs
+  filters   REPrune, l2, FPGM and Torch-Pruning's own l2 and FPGM at 40 % of the multiply-accumulates, REPrune repaired
+            before training, and the dense network, all trained for the same number of epochs
   latency   the dense and the sliced network of `filters`, in turns
   one-shot  EfficientNet-Lite0 without fine-tuning: taps (DEPrune), column blocks (BCBP), filters
   command   the same by `crepe prune`: weights by what they cost, shares measured on the outputs, fits layer by layer;
@@ -63,7 +63,7 @@ def filters(given: argparse.Namespace) -> None:
     """Every way to choose filters, from the tuned network, at the same widths; then all are trained alike."""
     lines = Lines(given.folder, "filters")
     how = {**TUNING, "finetune": given.epochs}
-    for case in ("reprune", "torch-pruning l2", "dense", "torch-pruning fpgm", "l2", "fpgm"):
+    for case in ("reprune", "torch-pruning l2", "dense", "torch-pruning fpgm", "l2", "fpgm", "reprune repaired"):
         if case in lines.found or (given.cases and case not in given.cases.split(",")):
             continue
         model, preprocess = _open(given.folder / "base.safetensors")
@@ -71,7 +71,8 @@ def filters(given: argparse.Namespace) -> None:
         if case.startswith("torch-pruning"):
             _cut_by_torch_pruning(model, preprocess, case.split()[1])
         elif case != "dense":
-            _cut(model, preprocess, case)
+            method, *repair = case.split()
+            _cut(model, preprocess, method, given.data if repair else None)
         raw = _accuracy(model, preprocess, given)
         history = _train(model, preprocess, given, how, given.folder / f"{case.replace(' ', '-')}-work")
         share = _macs(model, preprocess) / before
@@ -87,11 +88,16 @@ def _macs(model: Any, preprocess: Any) -> int:
     return macs(model, example_input(preprocess))
 
 
-def _cut(model: Any, preprocess: Any, method: str) -> Any:
-    """Cut `model` in place; the layers with the channels that stayed."""
+def _cut(model: Any, preprocess: Any, method: str, data: Path | None = None) -> Any:
+    """Cut `model` in place, repaired on 512 training images where `data` has them; the layers with the channels that
+    stayed."""
     from crepe.vision.preprocess import example_input
 
-    return crepe.prune(model, example=example_input(preprocess), method=method, macs=MACS).layers
+    repaired: dict[str, Any] = {}
+    if data is not None:
+        repaired = {"refine": "compensate,bn", "calibration": str(data / "cifar10-train.parquet"), "samples": 512}
+        repaired["preprocess"] = preprocess
+    return crepe.prune(model, example=example_input(preprocess), method=method, macs=MACS, **repaired).layers
 
 
 def _cut_by_torch_pruning(model: Any, preprocess: Any, name: str) -> None:
