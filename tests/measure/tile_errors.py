@@ -1,5 +1,5 @@
-"""What a layer loses by the shape of its blocks: the error of point-wise layers of EfficientNet-Lite0 when half of their
-weights go and the others are fitted again, by backward elimination.
+"""What a layer loses by the shape of its blocks: the error of point-wise layers of EfficientNet-Lite0 when half of
+their weights go and the others are fitted again, by backward elimination.
 
     python tests/measure/tile_errors.py --data imagenet-sample-500.parquet
 
