@@ -179,6 +179,7 @@ def test_what_cannot_be_done_is_one_line_and_touches_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     output = tmp_path / "out"
+        (2, ["--reorder-rows", "--method", "bcbp-obs"], "reorder_rows: method 'bcbp-obs' scores the tiles of"),
     assert message in fails(capsys, code, "prune", "--model", place["net"], "--output", str(output), *arguments)
     assert not list(tmp_path.iterdir())
 

@@ -26,6 +26,9 @@ def test_the_cheaper_layer_loses_more_and_the_budget_is_met() -> None:
 def test_more_than_is_tried_is_refused_by_name() -> None:
     with pytest.raises(UsageError, match=r"sparsity = 0\.9: allocation 'measured' tries every layer up to 0\.75"):
         choose_image(build_image({"model": "x", "allocation": "measured", "sparsity": 0.9, "calibration": "x.parquet"}))
+    given = {"model": "x", "method": "deprune-b", "allocation": "measured", "calibration": "x.parquet"}
+    with pytest.raises(UsageError, match=r"filter_sparsity = 0\.9: allocation 'measured' tries"):
+        choose_image(build_image({**given, "filter_sparsity": 0.9}))
 
 
 def test_a_share_of_the_macs_decides_the_sparsity(tmp_path: Path) -> None:
