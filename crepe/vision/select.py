@@ -169,8 +169,8 @@ def _share_of_heads(
 
     if after(1.0) > macs_kept * dense:
         raise CrepeError(
-            f"macs = {macs_kept:g} is out of reach: with one channel per layer and the smallest heads "
-            f"{after(1.0) / dense:.3f} is left"
+            f"macs = {macs_kept:g} is out of reach: with the fewest channels that allocation "
+            f"{choices.recipe.allocation!r} leaves and the smallest heads {after(1.0) / dense:.3f} is left"
         )
     return least_share(after, macs_kept * dense)
 
@@ -202,8 +202,8 @@ class _Widths:
         least = self.cost.after(self.keep_at(1.0)) - saved
         if least > self._choices.macs * self.cost.dense:
             raise CrepeError(
-                f"macs = {self._choices.macs:g} is out of reach: with one channel per layer "
-                f"{least / self.cost.dense:.3f} is left"
+                f"macs = {self._choices.macs:g} is out of reach: with the fewest channels that allocation "
+                f"{self._choices.recipe.allocation!r} leaves, {least / self.cost.dense:.3f} is left"
             )
         target = self._choices.macs * self.cost.dense + saved
         return self.keep_at(least_share(lambda share: self.cost.after(self.keep_at(share)), target))
