@@ -91,15 +91,16 @@ def settle(model: nn.Module, layouts: Mapping[str, Layout]) -> None:
     """Check every packed parameter after loading, and unpack those that no layer can multiply with.
 
     Raises:
-        CrepeError: tensors that are no parameter in their layout, or that were left on disk.
+        CrepeError: tensors that are no parameter in their layout, or that are offloaded.
     """
     for name, layout in layouts.items():
         owner, attribute = owner_of(model, name)
         tensors = parts_of(owner, attribute, layout)
         if any(tensor.is_meta for tensor in tensors.values()):
             raise CrepeError(
-                f"packed tensor {name!r} is offloaded to disk, where it can be neither checked nor unpacked: load with "
-                "a device_map without 'disk', or make the model dense first: crepe convert DIR OUT --format dense"
+                f"packed tensor {name!r} is offloaded to disk or, beside a GPU, to the CPU, where it can be neither "
+                "checked nor unpacked: load with a device_map that needs no offload, or make the model dense first: "
+                "crepe convert DIR OUT --format dense"
             )
         try:
             layout.check(tensors)

@@ -18,7 +18,9 @@ from crepe.vision.widths.bn_quantile import layer_sparsities
 
 class MacsTarget:
     """The quantile of all batch-norm scales at which `macs` of the dense multiply-accumulates are left: what
-    `ConcurrentPruning` asks for at every selection, as the scales move. State only: the costs of the dense layers."""
+    `ConcurrentPruning` asks for at every selection, as the scales move. A layer whose scales all lie at or below it is
+    counted as one filter, but the selection leaves it as it is, so that more is left then. State only: the costs of the
+    dense layers."""
 
     def __init__(self, model: nn.Module, layers: Sequence[PrunedLayer], example: Tensor, macs: float) -> None:
         """macs: share to keep.

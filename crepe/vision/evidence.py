@@ -49,8 +49,8 @@ class Evidence:
         if norm is None:
             return None
         found = self._graph.model.get_submodule(norm)
-        scale: Tensor = found.weight.detach().float() / (found.running_var + found.eps).sqrt()  # type: ignore[operator]
-        return scale
+        scale: Tensor = (found.running_var + found.eps).rsqrt()  # type: ignore[operator]
+        return scale if found.weight is None else found.weight.detach().float() * scale  # type: ignore[operator]
 
     def shape(self, name: str) -> torch.Size:
         """Of the weight of a layer."""

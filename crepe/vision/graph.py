@@ -62,6 +62,11 @@ class Graph:
                 root = self._graph.get_pruning_group(layer, function(layer).prune_out_channels, channels.tolist())
                 root.prune(record_history=False)
 
+    def runs(self, name: str) -> bool:
+        """Whether the layer `name` was called and the outputs depend on it. Heads that only training uses are not, nor
+        is the output projection of torch's attention, whose weights are read past its forward."""
+        return self.model.get_submodule(name) in self._graph.module2node
+
     def norm_behind(self, name: str) -> str | None:
         """The batch norm that alone reads what the layer `name` makes."""
         readers = self._graph.module2node[self.model.get_submodule(name)].outputs

@@ -110,7 +110,7 @@ def prune_image_model(given: dict[str, Any], started: float) -> ImageResult:
 
 
 def prune_image_object(model: nn.Module, example: Tensor, given: dict[str, Any], started: float) -> ImageResult:
-    """A module in memory, cut in place. example: pixel values (count, 3, height, width).
+    """A module in memory, cut in place; it stays on its device. example: pixel values (count, 3, height, width).
 
     given: fields of the recipe, and `preprocess`, which turns a list of pictures into such values, where the method,
     a repair or fine-tuning needs images.
@@ -127,12 +127,15 @@ def prune_image_object(model: nn.Module, example: Tensor, given: dict[str, Any],
         raise UsageError("output: a module in memory is pruned in place; save its state_dict and crepe.vision.shapes")
     if choices.needs_images and preprocess is None:
         raise UsageError("preprocess: give the function that turns a list of pictures into pixel values")
-    training = model.training
-    run = _Run(choices, model.eval(), preprocess, _images(choices, None), device, example)
-    graph = Graph(model, example)
-    selection = run.selection(graph)
-    result = run.carry_out(graph, selection, None, type(model).__name__, started)
-    result.model = model.train(training)
+    training, images = model.training, _images(choices, None)
+    # Graph, costs and cut are worked out on the CPU; only what reads the images runs on the device.
+    run = _Run(choices, model.eval().to("cpu"), preprocess, images, device, example.to("cpu"))
+    try:
+        graph = Graph(model, run.example)
+        result = run.carry_out(graph, run.selection(graph), None, type(model).__name__, started)
+    finally:
+        model.to(device).train(training)
+    result.model = model
     return result
 
 

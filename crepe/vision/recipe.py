@@ -61,28 +61,8 @@ def choose_image(recipe: Recipe) -> ImageChoices:
         if value != own[name]:
             raise UsageError(f"{name} = {value!r}: not for image models, whose channels are removed; leave it out")
     method, rule = METHODS.get(recipe.method), RULES.get(recipe.allocation)
-    if recipe.macs is not None and recipe.sparsity is not None:
-        raise UsageError("sparsity and macs: each decides how much is removed; give one of them")
-    if recipe.macs is not None and not 0 < recipe.macs <= 1:
-        raise UsageError(f"macs = {recipe.macs}: give the share of multiply-accumulates to keep, such as 0.4")
-    if recipe.macs is not None and any(isinstance(part, MaskPart) for part in method.parts):
-        raise UsageError(f"macs: method {recipe.method!r} does not only remove channels; give --sparsity instead")
-    if rule.needs_curves and (recipe.sparsity or 0) > TRIED[-1]:
-        raise UsageError(
-            f"sparsity = {recipe.sparsity}: allocation {recipe.allocation!r} tries every layer up to {TRIED[-1]}; "
-            "ask for less, or for another allocation"
-        )
-    kinds = {type(part) for part in method.parts}
-    if recipe.filter_sparsity is not None and not {MaskPart, FilterPart} <= kinds:
-        raise UsageError(
-            f"filter_sparsity: method {recipe.method!r} does not both zero weights and remove filters, as deprune-bh "
-            "does; give --sparsity alone"
-        )
-    tiled = [p for p in method.parts if isinstance(p, MaskPart) and isinstance(parse_pattern(p.pattern), ColBlock)]
-    if recipe.reorder_rows and not tiled:
-        raise UsageError(
-            f"reorder_rows: method {recipe.method!r} has no tiles of rows; use it with bcbp or bcbp-vector"
-        )
+    _require_amounts(recipe, method, rule)
+    _require_tiles(recipe, method)
     for name in recipe.refine:
         REPAIRS.get(name)
     if recipe.format == "packed":
@@ -95,6 +75,41 @@ def choose_image(recipe: Recipe) -> ImageChoices:
         what = "fine-tuning" if recipe.finetune else repair
         raise UsageError(f"{what} needs images: give --calibration with an image folder, a .parquet file or a Hub id")
     return choices
+
+
+def _require_amounts(recipe: Recipe, method: Method, rule: Rule) -> None:
+    if recipe.macs is not None and recipe.sparsity is not None:
+        raise UsageError("sparsity and macs: each decides how much is removed; give one of them")
+    if recipe.macs is not None and not 0 < recipe.macs <= 1:
+        raise UsageError(f"macs = {recipe.macs}: give the share of multiply-accumulates to keep, such as 0.4")
+    if recipe.macs is not None and any(isinstance(part, MaskPart) for part in method.parts):
+        raise UsageError(f"macs: method {recipe.method!r} does not only remove channels; give --sparsity instead")
+    for name in ("sparsity", "filter_sparsity") if rule.needs_curves else ():
+        if (getattr(recipe, name) or 0) > TRIED[-1]:
+            raise UsageError(
+                f"{name} = {getattr(recipe, name)}: allocation {recipe.allocation!r} tries every layer up to "
+                f"{TRIED[-1]}; ask for less, or for another allocation"
+            )
+    kinds = {type(part) for part in method.parts}
+    if recipe.filter_sparsity is not None and not {MaskPart, FilterPart} <= kinds:
+        raise UsageError(
+            f"filter_sparsity: method {recipe.method!r} does not both zero weights and remove filters, as deprune-bh "
+            "does; give --sparsity alone"
+        )
+
+
+def _require_tiles(recipe: Recipe, method: Method) -> None:
+    tiled = [p for p in method.parts if isinstance(p, MaskPart) and isinstance(parse_pattern(p.pattern), ColBlock)]
+    if recipe.reorder_rows and not tiled:
+        raise UsageError(
+            f"reorder_rows: method {recipe.method!r} has no tiles of rows; use it with bcbp or bcbp-vector"
+        )
+    # The costs are those of blocks in tiles of neighbouring rows: other tiles would be chosen by norms, unnoticed.
+    if recipe.reorder_rows and any(part.score is not None for part in tiled):
+        raise UsageError(
+            f"reorder_rows: method {recipe.method!r} scores the tiles of neighbouring rows; use it with bcbp or "
+            "bcbp-vector"
+        )
 
 
 def _require_training(recipe: Recipe) -> None:

@@ -28,7 +28,8 @@ def removal_of(
     """groups, units: groups to be cut with the units that stay; masks: parameter -> True = kept.
 
     Layers that read several groups lose the channels of all of them. Convolutions with groups that read a group that is
-    cut stay out: which of their inputs go differs from group to group.
+    cut stay out: which of their inputs go differs from group to group. So do layers that do not run, of whose inputs
+    nothing is known.
     """
     kept = {name.removesuffix(".weight"): mask.clone() for name, mask in masks.items() if name.endswith(".weight")}
     for group in groups:
@@ -38,7 +39,7 @@ def removal_of(
             if getattr(layer, "groups", 1) == 1 and len(removed):
                 whole = torch.ones_like(_weight(layer), dtype=torch.bool, device="cpu")
                 kept.setdefault(member.name, whole)[:, member.at(removed)] = False
-    found = {name: mask for name, mask in kept.items() if can_unfold(graph.model.get_submodule(name))}
+    found = {n: mask for n, mask in kept.items() if can_unfold(graph.model.get_submodule(n)) and graph.runs(n)}
     norms = {name: graph.norm_behind(name) for name in found}
     return Removal(found, {name: norm for name, norm in norms.items() if norm is not None})
 

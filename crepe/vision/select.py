@@ -102,7 +102,7 @@ def select(
         if isinstance(part, FilterPart):
             found = _joined(found, _filters(graph, part, filtering, example, statistics, saved))
         elif isinstance(part, MaskPart):
-            found = _joined(found, _masked(graph.model, part, choices, evidence))
+            found = _joined(found, _masked(graph, part, choices, evidence))
         else:
             found = _joined(found, _heads(graph.model, part, choices, example, share))
             saved = 0 if cost is None else cost.saved(found.heads)
@@ -169,8 +169,8 @@ def _share_of_heads(
 
     if after(1.0) > macs_kept * dense:
         raise CrepeError(
-            f"macs = {macs_kept:g} is out of reach: with one channel per layer and the smallest heads "
-            f"{after(1.0) / dense:.3f} is left"
+            f"macs = {macs_kept:g} is out of reach: with the fewest channels that allocation "
+            f"{choices.recipe.allocation!r} leaves and the smallest heads {after(1.0) / dense:.3f} is left"
         )
     return least_share(after, macs_kept * dense)
 
@@ -202,8 +202,8 @@ class _Widths:
         least = self.cost.after(self.keep_at(1.0)) - saved
         if least > self._choices.macs * self.cost.dense:
             raise CrepeError(
-                f"macs = {self._choices.macs:g} is out of reach: with one channel per layer "
-                f"{least / self.cost.dense:.3f} is left"
+                f"macs = {self._choices.macs:g} is out of reach: with the fewest channels that allocation "
+                f"{self._choices.recipe.allocation!r} leaves, {least / self.cost.dense:.3f} is left"
             )
         target = self._choices.macs * self.cost.dense + saved
         return self.keep_at(least_share(lambda share: self.cost.after(self.keep_at(share)), target))
@@ -228,9 +228,9 @@ def _filters(
     return Selection(sound, {group.name: kept[group.name] for group in sound}, skipped=skipped)
 
 
-def _masked(model: nn.Module, part: MaskPart, choices: ImageChoices, evidence: Evidence | None) -> Selection:
+def _masked(graph: Graph, part: MaskPart, choices: ImageChoices, evidence: Evidence | None) -> Selection:
     """Masks of weights inside layers that keep their shape; the layer that sees the pixels stays dense."""
-    recipe, layers, skipped = choices.recipe, {}, []
+    model, recipe, layers, skipped = graph.model, choices.recipe, {}, []
     names = [name for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
     for name in names:
         module = model.get_submodule(name)
@@ -245,6 +245,8 @@ def _masked(model: nn.Module, part: MaskPart, choices: ImageChoices, evidence: E
             skipped.append(_skipped(model, name, f"the method leaves {layer.kind} layers as they are"))
         elif "moments" in part.needs and not can_unfold(module):
             skipped.append(_skipped(model, name, "its inputs cannot be unfolded"))
+        elif "moments" in part.needs and not graph.runs(name):
+            skipped.append(_skipped(model, name, "it does not run as a layer, so that nothing is known of its inputs"))
         else:
             layers[name] = layer
     if "moments" in part.needs and evidence is not None:

@@ -94,7 +94,7 @@ def test_a_share_of_multiply_accumulates_is_met_as_closely_as_channels_can(
         result = crepe.prune(place["net"], tmp_path / allocation, macs=0.6, allocation=allocation)
         assert 0.5 < result.macs[1] / result.macs[0] <= 0.6
     with pytest.raises(
-        crepe.CrepeError, match=r"macs = 0.01 is out of reach: with one channel per layer 0\.\d+ is left"
+        crepe.CrepeError, match=r"macs = 0.01 is out of reach: with the fewest.*'uniform' leaves, 0\.\d+ is left"
     ):
         crepe.prune(place["net"], tmp_path / "out", macs=0.01)
 
@@ -143,6 +143,24 @@ def test_a_module_in_memory_is_cut_in_place() -> None:
         crepe.prune(model, example=EXAMPLE, method="taylor", calibration="a.parquet")
 
 
+def test_a_module_that_cannot_be_pruned_is_given_back_as_it_was() -> None:
+    model = plain(Grouped).train()
+    with pytest.raises(crepe.CrepeError, match="leaves none"):
+        crepe.prune(model, example=EXAMPLE, method="l2", sparsity=0.99)
+    assert model.training
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("method", ["l2", "deprune-obs"])
+def test_a_module_in_memory_stays_on_its_device(method: str, device: str, tmp_path: Path) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    model, example = plain(Separable).to(device), EXAMPLE.to(device)
+    fields = {"calibration": parquet(tmp_path / "a.parquet", 8), "refine": "sequential", "sparsity": 0.5}
+    crepe.prune(model, example=example, method=method, preprocess=lambda found: EXAMPLE[: len(found)], **fields)
+    assert next(model.parameters()).device.type == device and logits_of(model(example)).shape == (2, 5)
+
+
 def test_taps_and_filters_have_a_sparsity_each() -> None:
     model = plain(Separable)
     crepe.prune(model, example=EXAMPLE, method="deprune-b", sparsity=0.6, filter_sparsity=0.25)
@@ -161,6 +179,7 @@ def test_taps_and_filters_have_a_sparsity_each() -> None:
         (2, ["--filter-sparsity", "0.4"], "filter_sparsity: method 'l2' does not both zero weights and remove filters"),
         (2, ["--filter-sparsity", "1", "--method", "deprune-b"], "filter_sparsity 1.0 is outside 0..1"),
         (2, ["--reorder-rows"], "reorder_rows: method 'l2' has no tiles of rows"),
+        (2, ["--reorder-rows", "--method", "bcbp-obs"], "reorder_rows: method 'bcbp-obs' scores the tiles of"),
         (2, ["--method", "taylor"], "method 'taylor' needs images: give --calibration"),
         (2, ["--finetune", "1"], "fine-tuning needs images"),
         (2, ["--exclude", "nothing*"], "--exclude 'nothing*' matches no layer"),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 
 import crepe
 from crepe.errors import UsageError
-from crepe.vision.methods import Layer
+from crepe.vision.curves import mask_curve
+from crepe.vision.evidence import Evidence
+from crepe.vision.methods import METHODS, Layer, MaskPart
 from crepe.vision.recipe import build_image, choose_image
 from crepe.vision.widths import RULES
 from image_data import net_folder, parquet
@@ -26,12 +29,29 @@ def test_the_cheaper_layer_loses_more_and_the_budget_is_met() -> None:
 def test_more_than_is_tried_is_refused_by_name() -> None:
     with pytest.raises(UsageError, match=r"sparsity = 0\.9: allocation 'measured' tries every layer up to 0\.75"):
         choose_image(build_image({"model": "x", "allocation": "measured", "sparsity": 0.9, "calibration": "x.parquet"}))
+    given = {"model": "x", "method": "deprune-b", "allocation": "measured", "calibration": "x.parquet"}
+    with pytest.raises(UsageError, match=r"filter_sparsity = 0\.9: allocation 'measured' tries"):
+        choose_image(build_image({**given, "filter_sparsity": 0.9}))
 
 
 def test_a_share_of_the_macs_decides_the_sparsity(tmp_path: Path) -> None:
     net, data = net_folder(tmp_path / "net"), parquet(tmp_path / "a.parquet", 30)
     found = crepe.prune(net, tmp_path / "cut", method="l2", macs=0.6, allocation="measured", calibration=data)
     assert found.macs[1] / found.macs[0] == pytest.approx(0.6, abs=0.06) and found.macs[1] <= 0.6 * found.macs[0]
+
+
+def test_a_layer_is_tried_as_far_as_the_method_goes() -> None:
+    class Loss:
+        def shape(self, name: str) -> torch.Size:
+            return torch.Size((32, 1, 1, 3))
+
+        def loss(self, groups: object, units: object, masks: dict[str, torch.Tensor]) -> float:
+            return float(sum((~mask).sum() for mask in masks.values()))
+
+    layer = Layer("a", (torch.rand(32, 1, 1, 3, generator=torch.Generator().manual_seed(0)),), "depthwise")
+    part = METHODS.get("deprune-b").parts[0]
+    assert isinstance(part, MaskPart)
+    assert mask_curve(part, layer, cast(Evidence, Loss())) == [(0.0, 0.0), (0.25, 24.0), (0.5, 48.0)]
 
 
 @pytest.mark.parametrize("method", ["l2", "bcbp-obs"])
