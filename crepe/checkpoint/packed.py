@@ -94,7 +94,8 @@ def notes_of(reports: Mapping[str, PackedReport]) -> list[str]:
         if report.layout is not None and report.reason is not None:
             by_reason.setdefault(report.reason, []).append(name)
     return [
-        f"{len(names)} matrices are stored as bitmaps, not in the layout of their pattern, such as {names[0]}: {reason}"
+        f"stored as bitmaps, not in the layout of their pattern: {len(names)} of {len(reports)} parameters, such as "
+        f"{names[0]}: {reason}"
         for reason, names in by_reason.items()
     ]
 

@@ -129,6 +129,7 @@ def _image_dry_run(given: dict[str, Any], as_json: bool) -> None:
         f"model: {found['source']}",
         f"{len(found['layers'])} layers to cut, channels before and after:",
         *(f"  {name}  {before} -> {after}" for name, (before, after) in found["layers"].items()),
+        *(f"  {name}  {before:,} -> {after:,} weights" for name, (before, after) in found["zeros"].items()),
         f"{len(found['skipped'])} tensors stay dense:",
         *(f"  {s['name']}  {' x '.join(map(str, s['shape']))}  ({s['reason']})" for s in found["skipped"]),
         *(f"{key} {found[key]['dense']:,} -> {found[key]['pruned']:,}" for key in ("parameters", "macs")),

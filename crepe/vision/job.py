@@ -220,7 +220,9 @@ class _Run:
         hold(self.model, selection.masks)
         attributes: dict[str, dict[str, Any]] = {}
         if self.choices.recipe.format == "dense":
-            masks = {**_removal_masks(self.model, selection), **selection.masks}
+            removal = _removal_masks(self.model, selection)
+            both = {name: removal[name] & mask for name, mask in selection.masks.items() if name in removal}
+            masks = {**removal, **selection.masks, **both}
             hold(self.model, masks)
         else:
             cut(graph, selection.groups, selection.kept)
@@ -357,6 +359,7 @@ def plan(given: dict[str, Any]) -> dict[str, Any]:
     return {
         "source": str(source),
         "layers": {name: [about["channels"], len(about["kept"])] for name, about in _layers(selection).items()},
+        "zeros": {name: [mask.numel(), int(torch.count_nonzero(mask))] for name, mask in selection.masks.items()},
         "skipped": [{"name": s.name, "shape": list(s.shape), "reason": s.reason} for s in selection.skipped],
         "parameters": {"dense": parameters(model), "pruned": parameters(smaller)},
         "macs": {"dense": macs(model, run.example), "pruned": macs(smaller, run.example)},

@@ -176,7 +176,7 @@ def test_what_becomes_a_bitmap_says_why(
         tensors = json.loads((tmp_path / name / "crepe.json").read_text())["packed"]["tensors"]
         bitmaps = [about for about in tensors.values() if about["layout"] == "bitmap"]
         assert bitmaps and all("permuted alone" in about["reason"] for about in bitmaps), name
-        note = f"{len(bitmaps)} matrices are stored as bitmaps"
+        note = f"stored as bitmaps, not in the layout of their pattern: {len(bitmaps)} of "
         assert note in printed if name == "converted" else any(note in line for line in result.notes)
 
 

@@ -225,3 +225,13 @@ def test_labels_and_weights_that_do_not_fit(
         capsys, 1, "eval", "resnet20-cifar10", "--weights", str(tmp_path / "broken.safetensors"), "--data", many
     )
     assert "cannot read weights from" in message
+
+
+def test_a_plan_lists_the_weights_that_become_zeros(tmp_path: Path) -> None:
+    net = net_folder(tmp_path / "net")
+    planned = job.plan({"model": net, "method": "bcbp", "sparsity": 0.25})
+    done = crepe.prune(net, tmp_path / "out", method="bcbp", sparsity=0.25)
+    assert planned["zeros"] and not planned["layers"]
+    assert {n: before - after for n, (before, after) in planned["zeros"].items()} == {
+        name: report.zeros for name, report in done.tensors.items()
+    }
