@@ -13,13 +13,9 @@ from crepe.pipeline.run import Runner
 
 
 @dataclass
-class Result:
-    """What a run did. sparsity: achieved over the pruned tensors; peak_memory_bytes: of this process, resident.
-
-    fits: by block and block refinement, the block's error on held-out batches before and after. units: of a structured
-    pattern, by block, what became of its units; sliced: how many parameters are left, and how the config says so.
-    packed: sizes of a packed output and of its pruned parameters, see `crepe.checkpoint.packed.sizes_of`.
-    """
+class RunResult:
+    """What every run hands back. sparsity: of what was pruned; peak_memory_bytes: of this process, resident, or on the
+    accelerator, where that is more."""
 
     output: str | None
     sparsity: float
@@ -27,6 +23,17 @@ class Result:
     peak_memory_bytes: int
     skipped: list[dict[str, Any]]
     source: str
+
+
+@dataclass
+class Result(RunResult):
+    """What a run on a language model did. sparsity: achieved over the pruned tensors.
+
+    fits: by block and block refinement, the block's error on held-out batches before and after. units: of a structured
+    pattern, by block, what became of its units; sliced: how many parameters are left, and how the config says so.
+    packed: sizes of a packed output and of its pruned parameters, see `crepe.checkpoint.packed.sizes_of`.
+    """
+
     tensors: dict[str, TensorReport] = field(repr=False, default_factory=dict)
     fits: dict[str, dict[str, list[float]]] = field(repr=False, default_factory=dict)
     notes: list[str] = field(default_factory=list)

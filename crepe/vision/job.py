@@ -21,7 +21,7 @@ from crepe.models.resolve import announce
 from crepe.pipeline.fingerprint import refuse_if_changed
 from crepe.pipeline.journal import Journal, is_started, work_folder
 from crepe.pipeline.output import require_replaceable
-from crepe.pipeline.result import peak_memory
+from crepe.pipeline.result import RunResult, peak_memory
 from crepe.vision.attention import cut_heads, head_masks, output_mask
 from crepe.vision.balance import worst_imbalance
 from crepe.vision.cost import macs, parameters
@@ -42,19 +42,13 @@ from crepe.vision.statistics import STATISTICS
 
 
 @dataclass
-class ImageResult:
-    """What a run did. sparsity: share of the weights of the pruned layers that were removed or zeroed.
+class ImageResult(RunResult):
+    """What a run on an image model did. sparsity: share of the weights of the pruned layers that went or are zero.
 
     row_orders: layer -> order in which its rows are cut into tiles, where that is not theirs.
     parameters, macs: of the dense network and of what is left. training: per epoch, what the fine-tuning measured.
     """
 
-    output: str | None
-    sparsity: float
-    seconds: float
-    peak_memory_bytes: int
-    skipped: list[dict[str, Any]]
-    source: str
     parameters: tuple[int, int]
     macs: tuple[int, int]
     layers: dict[str, dict[str, Any]] = field(repr=False, default_factory=dict)

@@ -12,22 +12,6 @@ from crepe.vision.compensation import Moments
 from crepe.vision.shared_columns import refit
 
 
-def compensate_readers(
-    model: nn.Module,
-    removed: Mapping[str, Tensor],
-    moments: Mapping[str, Moments],
-    norms: Mapping[str, str] | None = None,
-    damping: float = DAMPING,
-) -> None:
-    """`fit_to_kept` for layers that read channels of one group. removed: layer -> input channels that go, int64."""
-    kept = {}
-    for name, channels in removed.items():
-        weight = model.get_submodule(name).get_parameter("weight")
-        kept[name] = torch.ones_like(weight, dtype=torch.bool, device="cpu")
-        kept[name][:, channels.cpu()] = False
-    fit_to_kept(model, kept, moments, norms, damping)
-
-
 def fit_to_kept(
     model: nn.Module,
     kept: Mapping[str, Tensor],

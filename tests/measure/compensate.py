@@ -40,7 +40,8 @@ def main() -> None:
     from crepe.vision.methods import METHODS
     from crepe.vision.moments import input_moments
     from crepe.vision.preprocess import example_input
-    from crepe.vision.readers import compensate_readers
+    from crepe.vision.readers import fit_to_kept
+    from crepe.vision.removal import removal_of
 
     model, preprocess = load_image_model(given.model, weights=given.weights)
     test = list(batches(chosen(read_images(given.test), 1000, 0), preprocess, 100))
@@ -48,7 +49,6 @@ def main() -> None:
     graph = Graph(copy.deepcopy(model.eval()), example_input(preprocess))
     groups = [group for group in graph.groups if group.obstacle is None and not group.tied]
     readers = [group.users[0].name for group in groups]
-    norms = {name: name.replace("conv2", "bn2") for name in readers}
     moments = input_moments(model, readers, calibration, torch.device("cpu"))
     print(f"dense: {accuracy(model, test):.3f}")
     for method in given.methods.split(","):
@@ -57,8 +57,8 @@ def main() -> None:
         pruned = copy.deepcopy(model)
         hold(pruned, channel_masks(model, groups, kept))
         plain = accuracy(pruned, test)
-        removed = {g.users[0].name: g.users[0].at(g.removed(kept[g.name])) for g in groups}
-        compensate_readers(pruned, removed, moments, norms)
+        removal = removal_of(graph, groups, kept, {})
+        fit_to_kept(pruned, removal.kept, moments, removal.norms)
         print(f"{method}: {plain:.3f}, compensated {accuracy(pruned, test):.3f}")
 
 
