@@ -43,7 +43,7 @@ def bench(
     Raises:
         CrepeError: a model that cannot be read. UsageError: numbers under 1.
     """
-    from crepe.checkpoint.read import load
+    from crepe.checkpoint.read import load_model
     from crepe.models.load import parse_device, require_length
 
     if min([prompt, new_tokens, rounds, *batch], default=0) < 1:
@@ -53,15 +53,15 @@ def bench(
     place = parse_device(device)
     names = {"model": model} | ({"reference": reference} if reference else {})
     options: dict[str, Any] = {"dtype": dtype, "device": str(place), "trust_remote_code": trust_remote_code}
-    opened = {role: load(name, **options)[0] for role, name in names.items()}
+    opened = {role: load_model(name, **options) for role, name in names.items()}
     if reference is None and is_packed(opened["model"]):
         names["reference"] = f"{model}, unpacked"
         # Unpacked on the CPU: its packed layers are not what is measured.
-        opened["reference"] = load(model, **{**options, "device": "cpu"})[0].dequantize().to(place)
+        opened["reference"] = load_model(model, **{**options, "device": "cpu"}).dequantize().to(place)
     for one in opened.values():
         require_length(one.config, prompt + new_tokens + 1)
     with torch.cuda.device(place) if place.type == "cuda" else nullcontext():
-        runs, ratios, notes = _runs(opened, batch, prompt, new_tokens, rounds, place)
+        runs, ratios, notes = measure(opened, batch, prompt, new_tokens, rounds, place)
     return {
         "machine": machine(place),
         "models": {
@@ -76,9 +76,10 @@ def bench(
     }
 
 
-def _runs(
+def measure(
     opened: dict[str, Any], batch: Sequence[int], prompt: int, steps: int, rounds: int, place: torch.device
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[str]]:
+    """Runs, ratios and what could not be measured, of models on `place`: "model", and "reference" in turn with it."""
     runs: list[dict[str, Any]] = []
     ratios: list[dict[str, Any]] = []
     notes: dict[str, None] = {}

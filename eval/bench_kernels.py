@@ -81,7 +81,7 @@ def measure(case: Case, place: torch.device, limits: dict[str, float]) -> dict[s
             continue
         del operands
         try:
-            timing = _graph_timing(way, place)
+            timing = graph_timing(way, operands_of(way, place))
         except Exception as error:  # one way that fails must not cost what was measured before
             refused[way.name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             continue
@@ -122,16 +122,20 @@ def copies(bytes_each: int, cache: int) -> int:
     return max(2, min(_MOST_COPIES, -(-_L2_TIMES * cache // max(bytes_each, 1))))
 
 
-def _graph_timing(way: Way, place: torch.device) -> Timing:
-    """Seconds of one product, replay by replay."""
+def operands_of(way: Way, place: torch.device) -> list[tuple[Any, ...]]:
+    """Copies of the arguments which together exceed the L2 cache."""
     count = copies(way.bytes, torch.cuda.get_device_properties(place).L2_cache_size)
-    operands = [way.make(place, DTYPE, seed) for seed in range(count)]
+    return [way.make(place, DTYPE, seed) for seed in range(count)]
+
+
+def graph_timing(way: Way, operands: Sequence[tuple[Any, ...]]) -> Timing:
+    """Seconds of one product, replay by replay."""
 
     def run_all() -> None:
         for one in operands:
             way.run(*one)
 
-    return Timing(tuple(seconds / count for seconds in _replayed(run_all).seconds))
+    return Timing(tuple(seconds / len(operands) for seconds in _replayed(run_all).seconds))
 
 
 def _replayed(run: Callable[[], None]) -> Timing:
@@ -156,10 +160,10 @@ def _replayed(run: Callable[[], None]) -> Timing:
 
 
 def bandwidth(place: torch.device) -> float:
-    """Bytes per second of a copy of 1 GiB, read and written."""
-    source = torch.zeros(1 << 30, dtype=torch.uint8, device=place)
+    """Bytes per second of reading and writing 1 GiB in a kernel; the copy engine, which `copy_` takes, is slower."""
+    source = torch.zeros(1 << 28, dtype=torch.float32, device=place)
     target = torch.empty_like(source)
-    return 2 * source.numel() / _replayed(lambda: _discard(target.copy_(source))).median
+    return 2 * source.nbytes / _replayed(lambda: _discard(torch.neg(source, out=target))).median
 
 
 def arithmetic(place: torch.device) -> float:

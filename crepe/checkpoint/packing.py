@@ -39,7 +39,7 @@ def size_of(tensor: Tensor) -> int:
 def pack(weight: Tensor, masks: Sequence[Mask], transposed: bool = False) -> Packed:
     """Pack a parameter whose matrices have these masks: one, or one for each expert.
 
-    weight: as the model has it, zero where the masks are; on a GPU, a bitmap is made there. transposed: whether its
+    weight: as the model has it, zero where the masks are; packed on the device where it lies. transposed: whether its
     matrices are (in, out).
 
     Raises:
@@ -50,7 +50,7 @@ def pack(weight: Tensor, masks: Sequence[Mask], transposed: bool = False) -> Pac
         return Packed(None, {"": weight.cpu()}, "nothing was removed from it")
     reason = reason or _obstacle(mask, weight.shape[-1 if transposed else -2])
     if reason is None and (mask.pattern == NofM(2, 4) or isinstance(mask.pattern, ColBlock)):
-        found = _as_pattern(weight.cpu(), mask, transposed)
+        found = _as_pattern(weight, mask, transposed)
     else:
         found = _as_bitmap(weight, mask, transposed, reason)
     if found.bytes >= size_of(weight):
@@ -90,16 +90,18 @@ def _obstacle(mask: Mask, outputs: int) -> str | None:
 
 
 def _as_pattern(weight: Tensor, mask: Mask, transposed: bool) -> Packed:
-    matrix, kept, shape = as_matrix(weight, transposed), mask.kept, tuple(weight.shape)
+    matrix, kept, shape = as_matrix(weight, transposed), mask.kept.to(weight.device), tuple(weight.shape)
     if isinstance(mask.pattern, ColBlock):
         values, blocks = colblock.pack(matrix, kept, mask.pattern)
         layout = Blocks(shape, transposed, str(mask.pattern), blocks.shape[1])
-        return Packed(layout, {"": values, "_blocks": blocks})
+        return Packed(layout, {"": values.cpu(), "_blocks": blocks.cpu()})
     if mask.order is None:
         values, meta = sp24.pack(matrix, kept)
-        return Packed(TwoOfFour(shape, transposed), {"": values, "_meta": meta})
-    values, meta = sp24.pack(matrix[:, mask.order], kept[:, mask.order])
-    return Packed(TwoOfFour(shape, transposed, True), {"": values, "_meta": meta, "_order": mask.order.int()})
+        return Packed(TwoOfFour(shape, transposed), {"": values.cpu(), "_meta": meta.cpu()})
+    order = mask.order.to(weight.device)
+    values, meta = sp24.pack(matrix[:, order], kept[:, order])
+    layout24 = TwoOfFour(shape, transposed, True)
+    return Packed(layout24, {"": values.cpu(), "_meta": meta.cpu(), "_order": mask.order.cpu().int()})
 
 
 def _as_bitmap(weight: Tensor, mask: Mask, transposed: bool, reason: str | None) -> Packed:

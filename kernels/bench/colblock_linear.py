@@ -18,7 +18,7 @@ from crepe.kernels.bench.products import (
     random,
 )
 from crepe.kernels.bench.shapes import shapes
-from crepe.kernels.operations.colblock_linear import MOST_MATVEC_TOKENS, OPERATION
+from crepe.kernels.operations.colblock_linear import LEAST_PREFILL_TOKENS, MOST_MATVEC_TOKENS, OPERATION
 
 # Rows and columns of a block, and the share of blocks that is kept.
 PATTERNS = ((64, 8), (128, 16))
@@ -28,10 +28,11 @@ DENSITY = 0.5
 def cases() -> Iterator[Case]:
     for label, shape in shapes():
         for rows, columns in PATTERNS:
-            yield Case("colblock_linear", f"{label} {rows}x{columns}", shape, tuple(_ways(shape, rows, columns)))
+            yield Case("colblock_linear", f"{label} {rows}x{columns}", shape, tuple(ways(shape, rows, columns)))
 
 
-def _ways(shape: Shape, rows: int, columns: int) -> Iterator[Way]:
+def ways(shape: Shape, rows: int, columns: int) -> Iterator[Way]:
+    """Of one layer, (tokens, outputs, inputs), in blocks of `rows` x `columns`."""
     tokens, outputs, inputs = shape
     tiles, kept = -(-outputs // rows), int(DENSITY * inputs) // columns
 
@@ -46,6 +47,8 @@ def _ways(shape: Shape, rows: int, columns: int) -> Iterator[Way]:
     if tokens <= MOST_MATVEC_TOKENS:
         yield backend_way(OPERATION, "matvec", make, size, flops)
     yield backend_way(OPERATION, "matmul", make, size, flops)
+    if tokens >= LEAST_PREFILL_TOKENS:
+        yield backend_way(OPERATION, "prefill", make, size, flops)
     yield from dense_ways(shape, MOST_MATVEC_TOKENS)
 
 

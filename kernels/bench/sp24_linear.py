@@ -43,10 +43,11 @@ def packed_bytes(outputs: int, inputs: int) -> int:
 
 def cases() -> Iterator[Case]:
     for label, shape in shapes():
-        yield Case("sp24_linear", label, shape, tuple(_ways(shape)))
+        yield Case("sp24_linear", label, shape, tuple(ways(shape)))
 
 
-def _ways(shape: Shape) -> Iterator[Way]:
+def ways(shape: Shape) -> Iterator[Way]:
+    """Of one layer, (tokens, outputs, inputs)."""
     tokens, outputs, inputs = shape
 
     def make(device: torch.device, dtype: torch.dtype, seed: int) -> tuple[Any, ...]:
@@ -58,10 +59,10 @@ def _ways(shape: Shape) -> Iterator[Way]:
     if tokens <= MOST_MATVEC_TOKENS:
         yield backend_way(OPERATION, "matvec", make, size, flops // 2)
     if tokens <= 2 * _LEAST_TOKENS_OF_TENSOR_CORES:
+        yield backend_way(OPERATION, "mma", make, size, flops // 2)
         yield backend_way(OPERATION, "matmul", make, size, flops)
     if tokens >= _LEAST_TOKENS_OF_TENSOR_CORES:
         yield backend_way(OPERATION, "unpack", make, unpacked, flops)
-        yield backend_way(OPERATION, "semi_structured", make, unpacked + 2 * packed_bytes(outputs, inputs), flops // 2)
     yield from dense_ways(shape, MOST_MATVEC_TOKENS)
     yield _semi_structured_way(shape, size, flops // 2)
 

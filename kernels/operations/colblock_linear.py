@@ -12,6 +12,9 @@ from crepe.kernels.reference import colblock
 from crepe.masks import ColBlock
 
 MOST_MATVEC_TOKENS = 3
+# Exchanging the activations pays for narrow blocks of many tokens; wider blocks are read fast enough as they lie.
+MOST_PREFILL_COLUMNS = 8
+LEAST_PREFILL_TOKENS = 512
 # A tensor core takes 16 rows at least; a block is read 16 bytes at a time, and a step holds 64 inputs.
 LEAST_ROWS = 16
 COLUMNS = (8, 16, 32, 64)
@@ -73,6 +76,21 @@ def _matmul(x: Tensor, values: Tensor, blocks: Tensor, rows: int, columns: int, 
     return out.reshape(*x.shape[:-1], len(values))
 
 
+def _prefill(x: Tensor, values: Tensor, blocks: Tensor, rows: int, columns: int, bias: Tensor | None = None) -> Tensor:
+    from crepe.kernels.triton.colblock_prefill import prefill
+
+    own_bias = None if bias is None else bias.contiguous()
+    with device_of(x):
+        out = prefill(as_rows(x), aligned(values), blocks.contiguous(), rows, columns, own_bias, interpreting())
+    return out.reshape(*x.shape[:-1], len(values))
+
+
+def _prefill_suits(
+    x: Tensor, values: Tensor, blocks: Tensor, rows: int, columns: int, bias: Tensor | None = None
+) -> bool:
+    return columns <= MOST_PREFILL_COLUMNS and tokens_of(x) >= LEAST_PREFILL_TOKENS
+
+
 def _reference(
     x: Tensor, values: Tensor, blocks: Tensor, rows: int, columns: int, bias: Tensor | None = None
 ) -> Tensor:
@@ -85,6 +103,7 @@ OPERATION = OPERATIONS.add(
         "colblock_linear",
         (
             Backend("matvec", _matvec, _matvec_obstacle),
+            Backend("prefill", _prefill, _obstacle, _prefill_suits),
             Backend("matmul", _matmul, _obstacle),
             Backend("torch", _reference, always),
         ),

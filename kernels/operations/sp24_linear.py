@@ -1,7 +1,7 @@
 """A linear layer with 2:4 weights: `crepe::sp24_linear(x, values, meta, bias) -> x @ weight^T + bias`.
 
-The number of tokens decides. One to three: a matrix-vector product. A small batch: unpacking on the way to the tensor
-cores, still reading 9/16 of the bytes. More: tensor cores are the limit, and a dense product takes the unpacked weight.
+The number of tokens decides. One to three: a matrix-vector product. A small batch: the sparse tensor cores, or
+unpacking on the way to the dense ones, both reading 9/16 of the bytes. More: a dense product takes the unpacked weight.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ from crepe.kernels.reference import sp24
 
 # More tokens at once need more registers than a thread has.
 MOST_MATVEC_TOKENS = 3
-# Where unpacking for every tile of tokens costs more than the bytes it saves (4.3 TB/s and 790 TFLOP/s, an H200).
+# Measured on an H200: beyond the first, unpacking on the way to the dense tensor cores is faster, and beyond the second
+# unpacking once.
+MOST_MMA_TOKENS = 32
 MOST_MATMUL_TOKENS = 96
-# From how many tokens sparse tensor cores win although the weight is compressed again for every product: not measured
-# on any device, so that nothing chooses them unless they are named.
-SEMI_STRUCTURED_TOKENS: int | None = None
 
 
 def _obstacle(x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None) -> str | None:
@@ -61,6 +60,18 @@ def _matmul(x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None) -> Ten
     return out.reshape(*x.shape[:-1], len(values))
 
 
+def _mma(x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None) -> Tensor:
+    from crepe.kernels.triton.sp24_mma import mma
+
+    with device_of(x):
+        out = mma(as_rows(x), aligned(values), aligned(meta), _whole(bias), interpreting())
+    return out.reshape(*x.shape[:-1], len(values))
+
+
+def _mma_suits(x: Tensor, *others: Tensor | None) -> bool:
+    return tokens_of(x) <= MOST_MMA_TOKENS
+
+
 def _matmul_suits(x: Tensor, *others: Tensor | None) -> bool:
     return tokens_of(x) <= MOST_MATMUL_TOKENS
 
@@ -73,26 +84,6 @@ def _unpack(x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None) -> Ten
     return torch.nn.functional.linear(x, UNPACK.run(values, meta), bias)
 
 
-def _semi_structured_obstacle(x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None) -> str | None:
-    if not values.is_cuda:
-        return f"it needs a GPU and the weights are on {values.device}"
-    if not torch.backends.cusparselt.is_available():
-        return "this torch comes without cuSPARSELt"
-    if len(values) % 16:
-        return f"the weight has {len(values)} outputs: it takes multiples of 16"
-    return _obstacle(x, values, meta, bias)
-
-
-def _semi_structured(x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None) -> Tensor:
-    """cuSPARSELt's layout is undocumented and may change, so that the weight goes there by way of a dense one."""
-    weight = torch.sparse.to_sparse_semi_structured(UNPACK.run(values, meta))
-    return torch.nn.functional.linear(as_rows(x), weight, bias).reshape(*x.shape[:-1], len(values)).contiguous()
-
-
-def _semi_structured_suits(x: Tensor, *others: Tensor | None) -> bool:
-    return SEMI_STRUCTURED_TOKENS is not None and tokens_of(x) >= SEMI_STRUCTURED_TOKENS
-
-
 def _whole(bias: Tensor | None) -> Tensor | None:
     return None if bias is None else bias.contiguous()
 
@@ -103,8 +94,8 @@ OPERATION = OPERATIONS.add(
         "sp24_linear",
         (
             Backend("matvec", _matvec, _matvec_obstacle),
+            Backend("mma", _mma, _obstacle, _mma_suits),
             Backend("matmul", _matmul, _obstacle, _matmul_suits),
-            Backend("semi_structured", _semi_structured, _semi_structured_obstacle, _semi_structured_suits),
             Backend("unpack", _unpack, _unpack_obstacle),
             Backend("torch", sp24.linear, always),
         ),

@@ -40,11 +40,9 @@ def pack(weight: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
     broken = NofM(2, 4).violations(kept)
     if broken:
         raise CrepeError(f"the mask breaks pattern 2:4 in {broken} groups: select it with pattern 2:4")
-    groups = kept.reshape(len(kept), -1, 4)
-    # Kept positions come first in a stable sort by "not kept"; two of them, in rising order.
-    positions = (~groups).to(torch.uint8).argsort(dim=-1, stable=True)[..., :2].sort(dim=-1).values
+    positions = _positions_of(kept)
     clean = torch.where(kept, weight, torch.zeros((), dtype=weight.dtype, device=weight.device)) + 0.0
-    values = clean.reshape(groups.shape).gather(-1, positions)
+    values = clean.reshape(len(weight), -1, 4).gather(-1, positions)
     return values.reshape(len(weight), -1), _to_words(positions)
 
 
@@ -76,6 +74,22 @@ def check(values: Tensor, meta: Tensor, shape: tuple[int, int]) -> None:
 def linear(inputs: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None) -> Tensor:
     """inputs (..., in) @ weight^T + bias with the weight unpacked: what the kernels compute without unpacking it."""
     return torch.nn.functional.linear(inputs, unpack(values, meta), bias)
+
+
+def _pair_of(code: int) -> tuple[int, int]:
+    """The two positions of a group whose bit i says that position i is kept: those, and then the lowest free ones."""
+    kept = [place for place in range(4) if code >> place & 1]
+    free = [place for place in range(4) if not code >> place & 1]
+    first, second = sorted((kept + free)[:2])
+    return first, second
+
+
+def _positions_of(kept: Tensor) -> Tensor:
+    """kept: (out, in) with at most two of every group -> (out, in / 4, 2) int64."""
+    # A group as one number; its four bytes are 0 or 1.
+    group = kept.contiguous().view(torch.int32)
+    code = (group | (group >> 7) | (group >> 14) | (group >> 21)) & 15
+    return torch.tensor([_pair_of(one) for one in range(16)], device=kept.device)[code]
 
 
 def _shifts(device: torch.device) -> Tensor:

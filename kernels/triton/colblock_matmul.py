@@ -34,13 +34,14 @@ def matmul_kernel(
     INTERPRETED: tl.constexpr,
 ):
     """out: (tokens, OUTPUTS). x: (tokens, INPUTS). values: (OUTPUTS, KEPT). blocks: (OUTPUTS / TILE, KEPT / COLUMNS)
-    int32. One program computes BN outputs, all of one tile of TILE rows, for BM tokens."""
+    int32. One program computes BN outputs, all of one tile of TILE rows, for BM tokens. Programs of the same outputs
+    follow each other, so that every weight is read from memory once."""
     MASKED: tl.constexpr = KEPT % BK != 0
-    row = tl.program_id(0) * BN + tl.arange(0, BN)
+    row = tl.program_id(1) * BN + tl.arange(0, BN)
     at = tl.minimum(row, OUTPUTS - 1)
-    first = blocks + (tl.program_id(0) * BN // TILE) * (KEPT // COLUMNS)
+    first = blocks + (tl.program_id(1) * BN // TILE) * (KEPT // COLUMNS)
     # In 64 bits: many tokens of a wide layer are more than 2^31 numbers.
-    token = tl.program_id(1).to(tl.int64) * BM + tl.arange(0, BM)
+    token = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     known = tl.minimum(token, tokens - 1)
     total = tl.zeros((BN, BM), tl.float32)
     for start in range(0, KEPT, BK):
@@ -80,6 +81,6 @@ def matmul(
     """x: (tokens, inputs) -> (tokens, outputs). All contiguous and aligned to 16 bytes."""
     shape = (len(x), len(values), x.shape[1])
     constants, config = plan(shape, values.shape[1], rows, columns, device_of(x.device))
-    grid = (triton.cdiv(shape[1], constants["BN"]), triton.cdiv(shape[0], constants["BM"]))
+    grid = (triton.cdiv(shape[0], constants["BM"]), triton.cdiv(shape[1], constants["BN"]))
     constants["INTERPRETED"] = interpreted
     return linear(matmul_kernel, grid, x.new_empty(shape[:2]), (x, values, blocks), bias, config, shape[0], **constants)

@@ -1,8 +1,7 @@
 """Sizes of tiles, warps and stages for every kernel: a table by device, tokens and outputs instead of trials.
 
-Trials would compile and time kernels inside of a user's first forward, and break recorded graphs. The rows below come
-from instruction counts, registers and shared memory of the compiled kernels, not from timings; a row that was measured
-on a device goes before them with that device's name.
+Trials would compile and time kernels inside of a user's first forward, and break recorded graphs. The rows below were
+timed on an H200 (`tests/measure/tune.py`); a row for another device goes before them with that device's name.
 """
 
 from __future__ import annotations
@@ -50,36 +49,45 @@ class Row:
 
 
 TABLES: dict[str, tuple[Row, ...]] = {
-    # One warp for a few rows: 128 words are 16 bytes for every lane. Three tokens with four rows spill registers.
+    # Three tokens with four rows spill registers.
     "sp24_matvec": (
-        Row(Config({"ROWS": 1, "WORDS": 128}, 1), outputs=1024),
-        Row(Config({"ROWS": 2, "WORDS": 128}, 1), outputs=3072),
-        Row(Config({"ROWS": 4, "WORDS": 128}, 1), tokens=2),
+        Row(Config({"ROWS": 1, "WORDS": 128}, 1), outputs=2048),
+        Row(Config({"ROWS": 2, "WORDS": 64}, 1), tokens=1),
         Row(Config({"ROWS": 2, "WORDS": 128}, 1)),
+    ),
+    # Few outputs: fewer rows for each program.
+    "sp24_mma": (
+        Row(Config({"ROWS": 1, "TOKENS": 1, "AHEAD": 8, "ARRANGED": 0}, 4, shared=2 << 10), tokens=8, outputs=8192),
+        Row(Config({"ROWS": 1, "TOKENS": 1, "AHEAD": 8, "ARRANGED": 1}, 4, shared=2 << 10), tokens=8),
+        Row(Config({"ROWS": 1, "TOKENS": 2, "AHEAD": 8, "ARRANGED": 1}, 4, shared=2 << 10), tokens=16, outputs=8192),
+        Row(Config({"ROWS": 2, "TOKENS": 2, "AHEAD": 4, "ARRANGED": 1}, 4, shared=2 << 10), tokens=16),
+        Row(Config({"ROWS": 1, "TOKENS": 4, "AHEAD": 4, "ARRANGED": 1}, 4, shared=2 << 10), outputs=8192),
+        Row(Config({"ROWS": 2, "TOKENS": 4, "AHEAD": 4, "ARRANGED": 1}, 4, shared=2 << 10)),
     ),
     # Few outputs: narrow tiles, so that all multiprocessors have work; the tokens are a second axis of the grid.
     "sp24_matmul": (
-        Row(Config({"BN": 32, "BM": 16, "WORDS": 16}, 2, 3, 68 << 10), tokens=16, outputs=8192),
-        Row(Config({"BN": 64, "BM": 16, "WORDS": 16}, 4, 2, 76 << 10), tokens=16),
+        Row(Config({"BN": 64, "BM": 32, "WORDS": 16}, 4, 3, 180 << 10), outputs=8192),
         Row(Config({"BN": 64, "BM": 32, "WORDS": 16}, 4, 2, 108 << 10), tokens=32),
-        Row(Config({"BN": 64, "BM": 32, "WORDS": 16}, 4, 2, 108 << 10), outputs=8192),
-        Row(Config({"BN": 64, "BM": 64, "WORDS": 8}, 4, 2, 86 << 10), tokens=64),
+        Row(Config({"BN": 128, "BM": 64, "WORDS": 8}, 8, 2, 108 << 10), tokens=64),
         Row(Config({"BN": 128, "BM": 128, "WORDS": 8}, 8, 2, 172 << 10)),
         Row(Config({"BN": 64, "BM": 32, "WORDS": 8}, 4, 2, 54 << 10)),
     ),
     "sp24_unpack": (Row(Config({"WORDS": 128}, 1)),),
-    "colblock_matvec": (
-        Row(Config({"ROWS": 1, "PIECES": 64}, 1), outputs=1024),
-        Row(Config({"ROWS": 2, "PIECES": 64}, 1), outputs=3072),
-        Row(Config({"ROWS": 4, "PIECES": 64}, 1)),
-    ),
+    # Few words, so that many warps fit.
+    "prune_pack": (Row(Config({"ROWS": 1, "WORDS": 64}, 1)),),
+    "colblock_matvec": (Row(Config({"ROWS": 2, "PIECES": 128}, 2, shared=2 << 10)),),
+    # Activations wait for the numbers of their blocks, so that only every other stage is a buffer of theirs.
     "colblock_matmul": (
-        Row(Config({"BN": 32, "BM": 16, "BK": 128}, 2, 5, 25 << 10), tokens=16, outputs=8192),
-        Row(Config({"BN": 64, "BM": 16, "BK": 128}, 4, 4, 41 << 10), tokens=16),
+        Row(Config({"BN": 64, "BM": 16, "BK": 128}, 4, 6, 61 << 10), tokens=16),
         Row(Config({"BN": 64, "BM": 32, "BK": 64}, 4, 5, 37 << 10), tokens=32),
         Row(Config({"BN": 64, "BM": 64, "BK": 64}, 4, 4, 33 << 10), tokens=64),
         Row(Config({"BN": 64, "BM": 128, "BK": 64}, 4, 4, 49 << 10), tokens=128),
+        Row(Config({"BN": 128, "BM": 256, "BK": 64}, 8, 5, 146 << 10)),
         Row(Config({"BN": 128, "BM": 128, "BK": 64}, 8, 3, 65 << 10)),
+    ),
+    "colblock_prefill": (
+        Row(Config({"BN": 128, "BM": 256, "BK": 32}, 8, 9, 88 << 10), outputs=8192),
+        Row(Config({"BN": 128, "BM": 256, "BK": 32}, 8, 5, 57 << 10)),
     ),
 }
 

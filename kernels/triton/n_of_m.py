@@ -11,13 +11,13 @@ from crepe.kernels.triton.launch import factors_of, tile_of
 from crepe.kernels.triton.scores import (
     join4,
     join8,
+    kept_of_four,
     ranks4,
     ranks8,
     score,
     split4,
     split8,
     tile_of_columns,
-    two_of_four,
 )
 
 ROWS = 4
@@ -54,7 +54,7 @@ def n_of_m_kernel(
 def best_of_4(found, N: tl.constexpr, GROUPS: tl.constexpr):
     a, b, c, d = split4(found, GROUPS)
     if N == 2:
-        ka, kb, kc, kd = two_of_four(a, b, c, d)
+        ka, kb, kc, kd = kept_of_four(a, b, c, d)
         kept = join4(ka, kb, kc, kd, GROUPS).to(tl.uint8)
     else:
         ra, rb, rc, rd = ranks4(a, b, c, d)

@@ -8,12 +8,9 @@ import triton.language as tl
 from torch import Tensor
 
 from crepe.kernels.reference.sp24 import INPUTS
+from crepe.kernels.triton.configs import device_of, find
 from crepe.kernels.triton.launch import factors_of, tile_of
 from crepe.kernels.triton.scores import factor, score, split4, two_of_four
-
-# Rows of one program: they find the factors of their columns in the L1 cache.
-ROWS = 4
-WARPS = 1
 
 
 @triton.jit
@@ -61,11 +58,12 @@ def best_pair(value, found, GROUPS: tl.constexpr):
     """The kept pair of every group, (2 GROUPS,) float32, and its code: the lower position, the higher one 8 bits up."""
     va, vb, vc, vd = split4(value, GROUPS)
     a, b, c, d = split4(found, GROUPS)
-    ka, kb, kc, kd = two_of_four(a, b, c, d)
-    low = tl.where(ka, va, tl.where(kb, vb, vc))
-    high = tl.where(kd, vd, tl.where(kc, vc, vb))
-    low_position = tl.where(ka, 0, tl.where(kb, 1, 2))
-    high_position = tl.where(kd, 3 << 8, tl.where(kc, 2 << 8, 1 << 8))
+    both_first, both_last, second_of_first, second_of_last = two_of_four(a, b, c, d)
+    is_b, is_d = second_of_first & ~both_first, second_of_last | both_last
+    low = tl.where(both_last, vc, tl.where(is_b, vb, va))
+    high = tl.where(both_first, vb, tl.where(is_d, vd, vc))
+    low_position = tl.where(both_last, 2, tl.where(is_b, 1, 0))
+    high_position = tl.where(both_first, 1 << 8, tl.where(is_d, 3 << 8, 2 << 8))
     # The addition turns -0.0 into 0.0.
     return tl.reshape(tl.join(low, high), (2 * GROUPS,)) + 0.0, low_position | high_position
 
@@ -75,8 +73,9 @@ def prune_pack(values: Tensor, norm: Tensor | None, row: Tensor | None, column: 
     outputs, inputs = values.shape
     packed = values.new_empty(outputs, inputs // 2)
     meta = values.new_empty(outputs, inputs // INPUTS, dtype=torch.int32)
-    words = tile_of(inputs // INPUTS, 128, least=4)
-    grid = (triton.cdiv(outputs, ROWS), triton.cdiv(inputs // INPUTS, words))
+    config = find("prune_pack", device_of(values.device), 0, outputs)
+    rows, words = config.tiles["ROWS"], tile_of(inputs // INPUTS, config.tiles["WORDS"], least=4)
+    grid = (triton.cdiv(outputs, rows), triton.cdiv(inputs // INPUTS, words))
     prune_pack_kernel[grid](
         values,
         norm,
@@ -87,8 +86,8 @@ def prune_pack(values: Tensor, norm: Tensor | None, row: Tensor | None, column: 
         outputs,
         K=inputs,
         FACTORS=factors_of(norm, row),
-        ROWS=ROWS,
+        ROWS=rows,
         WORDS=words,
-        num_warps=WARPS,
+        num_warps=config.warps,
     )
     return packed, meta

@@ -40,15 +40,16 @@ def test_without_a_gpu_the_reference_runs_and_names_are_refused() -> None:
 @needs_gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("pattern", [ColBlock(16, 8), ColBlock(32, 64), ColBlock(64, 16), ColBlock(128, 32)], ids=str)
-def test_gpu_products(pattern: ColBlock, dtype: torch.dtype) -> None:
-    for outputs, inputs in [(512, 2048), (1000, 3584), (8500, 1472)]:
-        values, blocks = (tensor.cuda() for tensor in colblock_weight(outputs, inputs, pattern, dtype))
-        weight, bias = colblock.unpack(values, blocks, pattern, inputs), weight_of(1, outputs, dtype, 3)[0].cuda()
-        for tokens, some_bias in product((1, 3, 4, 17, 33, 100, 300), (None, bias)):
-            x = weight_of(tokens, inputs, dtype, 2).cuda()
-            with poisoned():
-                found = colblock_linear(x, values, blocks, pattern.rows, pattern.columns, some_bias)
-            assert_close(found, exact(x, weight, some_bias))
+@pytest.mark.parametrize("shape", [(512, 2048), (1000, 3584), (8500, 1472)])
+def test_gpu_products(shape: tuple[int, int], pattern: ColBlock, dtype: torch.dtype) -> None:
+    outputs, inputs = shape
+    values, blocks = (tensor.cuda() for tensor in colblock_weight(outputs, inputs, pattern, dtype))
+    weight, bias = colblock.unpack(values, blocks, pattern, inputs), weight_of(1, outputs, dtype, 3)[0].cuda()
+    for tokens, some_bias in product((1, 3, 4, 17, 33, 100, 300, 520), (None, bias)):
+        x = weight_of(tokens, inputs, dtype, 2).cuda()
+        with poisoned():
+            found = colblock_linear(x, values, blocks, pattern.rows, pattern.columns, some_bias)
+        assert_close(found, exact(x, weight, some_bias))
 
 
 @needs_gpu

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from crepe.kernels.triton.configs import HOPPER, find
 from sass import Compiled, compile_kernel, starting
 
 pytest.importorskip("triton")
@@ -48,13 +49,14 @@ def _of_weights(found: Compiled) -> int:
 
 
 @pytest.mark.parametrize("inputs", [4096, 11008])
-@pytest.mark.parametrize(("factors", "budget"), [(1, 17.0), (2, 22.0)])
+@pytest.mark.parametrize(("factors", "budget"), [(1, 15.0), (2, 19.0)])
 def test_prune_pack(inputs: int, factors: int, budget: float) -> None:
     tensors = {"packed": "*bf16", "meta": "*i32", "outputs": "i32"}
-    sizes = {"ROWS": prune_pack.ROWS, "WORDS": 128, "K": inputs}
-    found = _compiled(prune_pack.prune_pack_kernel, factors, tensors, prune_pack.WARPS, **sizes)
+    config = find("prune_pack", HOPPER, 0, 4096)
+    found = _compiled(prune_pack.prune_pack_kernel, factors, tensors, config.warps, K=inputs, **config.tiles)
     assert found.conversions() == 0 and found.shared == 0
-    assert sum(found.loop().values()) / (128 * INPUTS / LANES) <= budget
+    weights = config.tiles["WORDS"] * INPUTS / (LANES * config.warps)
+    assert sum(found.loop().values()) / weights <= budget
     assert _of_weights(found) == (factors == 2)
 
 

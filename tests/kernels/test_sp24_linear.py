@@ -14,6 +14,8 @@ from crepe.kernels.reference import sp24
 from gpu import needs_gpu, replayed
 from sparse_weights import assert_close, exact, poisoned, sp24_weight, strided, weight_of
 
+GPU_SHAPES = [(512, 2048), (1000, 3584), (4096, 4096), (2050, 11008), (9000, 1536), (576, 576), (300, 160)]
+
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_torch_may_trust_the_custom_ops(dtype: torch.dtype) -> None:
@@ -34,7 +36,7 @@ def test_without_a_gpu_the_reference_runs_and_names_are_refused() -> None:
     assert OPERATION.choose(x, values, meta, None).name == "torch"
     with pytest.raises(CrepeError, match=r"'matvec': x has 8 tokens: it takes 1 to 3"):
         OPERATION.run(x, values, meta, None, backend="matvec")
-    for name in ("matmul", "semi_structured", "unpack"):
+    for name in ("mma", "matmul", "unpack"):
         with pytest.raises(CrepeError, match=f"'{name}': it needs a GPU and the"):
             OPERATION.run(x, values, meta, None, backend=name)
 
@@ -54,34 +56,32 @@ def test_a_compiled_layer_is_one_graph() -> None:
 
 @needs_gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", GPU_SHAPES)
 @pytest.mark.parametrize(
     ("backend", "tokens"),
     [
         ("matvec", (1, 2, 3)),
+        ("mma", (1, 4, 16, 17, 33, 96, 130)),
         ("matmul", (1, 4, 16, 17, 33, 96, 130)),
         ("unpack", (1, 97, 1024)),
         ("torch", (1, 5)),
     ],
 )
-def test_gpu_products(backend: str, tokens: tuple[int, ...], dtype: torch.dtype) -> None:
-    # cuBLAS may add partial sums of the output's dtype.
-    slack = 0.0 if backend in ("matvec", "matmul") else 2.0**-6
-    for outputs, inputs in [
-        (512, 2048),
-        (1000, 3584),
-        (4096, 4096),
-        (2050, 11008),
-        (9000, 1536),
-        (576, 576),
-        (300, 160),
-    ]:
-        values, meta = (tensor.cuda() for tensor in sp24_weight(outputs, inputs, dtype))
-        weight, bias = sp24.unpack(values, meta), weight_of(1, outputs, dtype, 3)[0].cuda()
-        for number, some_bias in product(tokens, (None, bias)):
-            x = weight_of(number, inputs, dtype, 2).cuda()
-            with poisoned():
-                found = OPERATION.run(x, values, meta, some_bias, backend=backend)
-            assert_close(found, exact(x, weight, some_bias), slack)
+def test_gpu_products(
+    backend: str, tokens: tuple[int, ...], shape: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # cuBLAS adds partial sums in the output's dtype where it may.
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction", False)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_fp16_reduced_precision_reduction", False)
+    slack = 0.0 if backend in ("matvec", "mma", "matmul") else 2.0**-6
+    outputs, inputs = shape
+    values, meta = (tensor.cuda() for tensor in sp24_weight(outputs, inputs, dtype))
+    weight, bias = sp24.unpack(values, meta), weight_of(1, outputs, dtype, 3)[0].cuda()
+    for number, some_bias in product(tokens, (None, bias)):
+        x = weight_of(number, inputs, dtype, 2).cuda()
+        with poisoned():
+            found = OPERATION.run(x, values, meta, some_bias, backend=backend)
+        assert_close(found, exact(x, weight, some_bias), slack)
 
 
 @needs_gpu
@@ -95,20 +95,17 @@ def test_gpu_unpack_is_exact(dtype: torch.dtype) -> None:
 
 
 @needs_gpu
-def test_gpu_semi_structured() -> None:
-    values, meta = (tensor.cuda() for tensor in sp24_weight(256, 512, torch.bfloat16))
-    x, bias = weight_of(1024, 512, torch.bfloat16, 2).cuda(), weight_of(1, 256, torch.bfloat16, 3)[0].cuda()
-    reason = OPERATION.backends[2].obstacle(x, values, meta, bias)
-    if reason:
-        pytest.skip(reason)
-    found = OPERATION.run(x, values, meta, bias, backend="semi_structured")
-    assert_close(found, exact(x, sp24.unpack(values, meta), bias), 2.0**-6)
-
-
-@needs_gpu
 def test_gpu_choices() -> None:
     values, meta = (tensor.cuda() for tensor in sp24_weight(64, 256, torch.bfloat16))
-    for tokens, expected in [(1, "matvec"), (3, "matvec"), (4, "matmul"), (96, "matmul"), (97, "unpack")]:
+    for tokens, expected in [
+        (1, "matvec"),
+        (3, "matvec"),
+        (4, "mma"),
+        (32, "mma"),
+        (33, "matmul"),
+        (96, "matmul"),
+        (97, "unpack"),
+    ]:
         x = torch.zeros(tokens, 256, dtype=torch.bfloat16, device="cuda")
         assert OPERATION.choose(x, values, meta, None).name == expected
     with pytest.raises(CrepeError, match="on cpu and cuda"):

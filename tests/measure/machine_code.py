@@ -43,22 +43,32 @@ def sparse_matmul(shape: tuple[int, int, int]) -> str:
     return _row("2:4 small batch", shape, compiled, groups)
 
 
+def sparse_mma(shape: tuple[int, int, int]) -> str:
+    from crepe.kernels.triton import sp24_mma as kernel
+
+    constants, config = kernel.plan(shape, torch.bfloat16)
+    x = "*i32" if constants["ARRANGED"] else "*i64"
+    types = {"out": "*bf16", "x": x, "values": "*i32", "meta": "*i32", "bias": "*bf16", "tokens": "i32"}
+    compiled = compile_kernel(kernel.mma_kernel, types, {**constants, **OFF}, config)
+    return _row("2:4 sparse tensor cores", shape, compiled, 16 * constants["ROWS"] * 16 * 8 / LANES)
+
+
 def blocks_matvec(shape: tuple[int, int, int]) -> str:
     from crepe.kernels.triton import colblock_matvec as kernel
 
     constants, config = kernel.plan(shape, shape[2] // 2, 64, 8, torch.bfloat16)
     types = {"out": "*bf16", "x": "*i32", "values": "*i32", "blocks": "*i32", "bias": "*bf16"}
     compiled = compile_kernel(kernel.matvec_kernel, types, {**constants, "HAS_BIAS": False}, config)
-    fours = constants["ROWS"] * constants["PIECES"] * 2 / LANES
+    fours = constants["ROWS"] * constants["PIECES"] * 2 / LANES / config.warps
     return _row("column blocks matrix-vector", shape, compiled, fours)
 
 
 def main() -> None:
     rows: list[Any] = [sparse_matvec((tokens, 4096, inputs)) for tokens in (1, 2, 3) for inputs in (4096, 11008)]
     rows += [sparse_matvec((1, width, width)) for width in (576, 4544)]
-    batches = ((16, 576, 576), (16, 4096, 4096), (32, 28672, 11008), (64, 28672, 4096))
-    rows += [sparse_matmul(shape) for shape in batches]
-    rows += [blocks_matvec((1, 4096, 4096))]
+    rows += [sparse_mma((tokens, outputs, 4096)) for tokens in (8, 16, 32) for outputs in (4096, 22016)]
+    rows += [sparse_matmul(shape) for shape in ((33, 576, 576), (64, 4096, 4096), (64, 28672, 4096))]
+    rows += [blocks_matvec((1, 4096, 16384))]
     print("| kernel | tokens x outputs x inputs | instructions for four weights | conversions | spills | shared |")
     print("|---|---|---|---|---|---|", *rows, sep="\n")
 

@@ -31,6 +31,15 @@ def test_matmul(tokens: int, outputs: int, inputs: int, pattern: ColBlock, dtype
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("outputs", "inputs", "pattern"), SHAPES)
+def test_prefill(
+    outputs: int, inputs: int, pattern: ColBlock, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(configs.TABLES, "colblock_prefill", (Row(Config({"BN": 32, "BM": 32, "BK": 32}, 2)),))
+    _check("prefill", 37, outputs, inputs, pattern, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("outputs", "inputs", "pattern"), [(18, 152, ColBlock(16, 8)), (5, 192, ColBlock(16, 64))])
 @pytest.mark.parametrize("tokens", [1, 3])
 def test_matvec(
@@ -66,10 +75,21 @@ def _check(backend: str, tokens: int, outputs: int, inputs: int, pattern: ColBlo
     assert_close(found, exact(x, colblock.unpack(values, blocks, pattern, inputs), bias))
 
 
-@pytest.mark.parametrize(("tokens", "expected"), [(1, "matvec"), (3, "matvec"), (4, "matmul"), (5000, "matmul")])
-def test_the_tokens_choose(tokens: int, expected: str) -> None:
-    values, blocks = colblock_weight(32, 64, ColBlock(32, 8), torch.bfloat16)
-    assert OPERATION.choose(torch.zeros(tokens, 64, dtype=torch.bfloat16), values, blocks, 32, 8, None).name == expected
+@pytest.mark.parametrize(
+    ("tokens", "columns", "expected"),
+    [
+        (1, 8, "matvec"),
+        (3, 8, "matvec"),
+        (4, 8, "matmul"),
+        (511, 8, "matmul"),
+        (512, 8, "prefill"),
+        (5000, 16, "matmul"),
+    ],
+)
+def test_tokens_and_columns_choose(tokens: int, columns: int, expected: str) -> None:
+    values, blocks = colblock_weight(32, 64, ColBlock(32, columns), torch.bfloat16)
+    x = torch.zeros(tokens, 64, dtype=torch.bfloat16)
+    assert OPERATION.choose(x, values, blocks, 32, columns, None).name == expected
 
 
 @pytest.mark.parametrize(

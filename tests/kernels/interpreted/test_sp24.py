@@ -44,6 +44,35 @@ def test_matmul(tokens: int, outputs: int, inputs: int, dtype: torch.dtype) -> N
     assert_close(found, exact(x, sp24.unpack(values, meta), bias))
 
 
+@pytest.mark.parametrize(
+    ("shape", "tiles", "warps", "dtype"),
+    [
+        ((5, 16, 512), (1, 1, 8, 0), 1, torch.bfloat16),
+        ((5, 16, 512), (1, 1, 8, 1), 1, torch.float16),
+        ((9, 9, 640), (1, 2, 4, 0), 2, torch.float16),
+        ((9, 9, 640), (1, 2, 4, 1), 2, torch.bfloat16),
+        ((3, 35, 96), (2, 1, 4, 0), 1, torch.bfloat16),
+        ((3, 35, 96), (2, 1, 4, 1), 1, torch.bfloat16),
+    ],
+)
+def test_mma(
+    shape: tuple[int, int, int],
+    tiles: tuple[int, ...],
+    warps: int,
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rows and tokens that fill no tile, words that fill no step of the warps, each group with codes of its own."""
+    tokens, outputs, inputs = shape
+    sizes = dict(zip(("ROWS", "TOKENS", "AHEAD", "ARRANGED"), tiles, strict=True))
+    monkeypatch.setitem(configs.TABLES, "sp24_mma", (Row(Config(sizes, warps)),))
+    values, meta = sp24_weight(outputs, inputs, dtype)
+    x, bias = weight_of(tokens, inputs, dtype, 2), weight_of(1, outputs, dtype, 3)[0]
+    with poisoned():
+        found = OPERATION.run(x, values, meta, bias, backend="mma")
+    assert_close(found, exact(x, sp24.unpack(values, meta), bias))
+
+
 @pytest.mark.parametrize("inputs", [32, 96, 160, 576])
 @pytest.mark.parametrize(("backend", "tokens"), [("matvec", 1), ("matvec", 3), ("matmul", 5), ("unpack", 5)])
 def test_every_width_that_the_layout_holds(backend: str, tokens: int, inputs: int) -> None:
@@ -96,7 +125,17 @@ def test_leading_dimensions_and_other_layouts_of_the_inputs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "expected"), [(1, "matvec"), (3, "matvec"), (4, "matmul"), (96, "matmul"), (97, "unpack"), (0, "unpack")]
+    ("tokens", "expected"),
+    [
+        (1, "matvec"),
+        (3, "matvec"),
+        (4, "mma"),
+        (32, "mma"),
+        (33, "matmul"),
+        (96, "matmul"),
+        (97, "unpack"),
+        (0, "unpack"),
+    ],
 )
 def test_the_tokens_choose(tokens: int, expected: str) -> None:
     values, meta = sp24_weight(2, 128, torch.bfloat16)

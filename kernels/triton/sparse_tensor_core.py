@@ -1,0 +1,156 @@
+"""The sparse tensor core as Triton can reach it: one instruction for a whole warp, written as inline assembly.
+
+Triton itself knows no sparse products. Every tensor here is 1-D with an element for each lane of each warp, so that a
+tensor is one register: element i belongs to lane i % 32 of warp i // 32. Lane 4 g + t has the operands that PTX names
+"group g, thread t" (mma.sp.m16n8k32 for 16-bit floats).
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from crepe.kernels.triton.groups import lower_float, permute_bytes, upper_float
+
+
+@triton.jit
+def quad(pointers, inside, MASKED: tl.constexpr):
+    """Four neighbours of every lane, read at once: four tensors. pointers, inside: (lanes, 4)."""
+    if MASKED:
+        found = tl.load(pointers, inside, other=0, eviction_policy="evict_first")
+    else:
+        found = tl.load(pointers, eviction_policy="evict_first")
+    return split_quad(found)
+
+
+@triton.jit
+def split_quad(found):
+    """(lanes, 4) -> its four columns."""
+    even, odd = tl.split(tl.reshape(found, (found.shape[0], 2, 2)))
+    first, third = tl.split(even)
+    second, fourth = tl.split(odd)
+    return first, second, third, fourth
+
+
+@triton.jit
+def nibbles(words):
+    """The codes of the eight groups of a word, side by side: group j at bits 4 j, its lower position first."""
+    low = words & 0x00FF00FF
+    low = (low | (low << 4)) & 0x0F0F0F0F
+    low = (low | (low << 2)) & 0x33333333
+    high = (words >> 8) & 0x00FF00FF
+    high = (high | (high << 4)) & 0x0F0F0F0F
+    high = (high | (high << 2)) & 0x33333333
+    return low | (high << 2)
+
+
+@triton.jit
+def _exchange(one, other, FIRST: tl.constexpr, SECOND: tl.constexpr, INTERPRETED: tl.constexpr):
+    first = permute_bytes(one, other, tl.full(one.shape, FIRST, tl.int32), INTERPRETED)
+    return first, permute_bytes(one, other, tl.full(one.shape, SECOND, tl.int32), INTERPRETED)
+
+
+@triton.jit
+def transposed(n0, n1, n2, n3, n4, n5, n6, n7, INTERPRETED: tl.constexpr):
+    """Eight words of eight nibbles with rows and columns exchanged: nibble i of the j-th is nibble j of n_i."""
+    a0, b0 = _exchange(n0, n4, 0x5410, 0x7632, INTERPRETED)
+    a1, b1 = _exchange(n1, n5, 0x5410, 0x7632, INTERPRETED)
+    a2, b2 = _exchange(n2, n6, 0x5410, 0x7632, INTERPRETED)
+    a3, b3 = _exchange(n3, n7, 0x5410, 0x7632, INTERPRETED)
+    c0, c2 = _exchange(a0, a2, 0x6240, 0x7351, INTERPRETED)
+    c1, c3 = _exchange(a1, a3, 0x6240, 0x7351, INTERPRETED)
+    d0, d2 = _exchange(b0, b2, 0x6240, 0x7351, INTERPRETED)
+    d1, d3 = _exchange(b1, b3, 0x6240, 0x7351, INTERPRETED)
+    return (
+        (c0 & 0x0F0F0F0F) | ((c1 & 0x0F0F0F0F) << 4),
+        ((c0 >> 4) & 0x0F0F0F0F) | (c1 & -0x0F0F0F10),
+        (c2 & 0x0F0F0F0F) | ((c3 & 0x0F0F0F0F) << 4),
+        ((c2 >> 4) & 0x0F0F0F0F) | (c3 & -0x0F0F0F10),
+        (d0 & 0x0F0F0F0F) | ((d1 & 0x0F0F0F0F) << 4),
+        ((d0 >> 4) & 0x0F0F0F0F) | (d1 & -0x0F0F0F10),
+        (d2 & 0x0F0F0F0F) | ((d3 & 0x0F0F0F0F) << 4),
+        ((d2 >> 4) & 0x0F0F0F0F) | (d3 & -0x0F0F0F10),
+    )
+
+
+@triton.jit
+def sparse_mma(
+    a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, meta, HALF: tl.constexpr, BF16: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """Sixteen rows of eight groups times eight tokens, added to c.
+
+    a: kept pairs; a0 and a2 of row g and groups t and t + 4, a1 and a3 of row g + 8. b: pairs of activations of token
+    g; b_r of group t // 2 + 2 r, of which lanes with even t have the first half. c: rows g (c0, c1) and g + 8 (c2, c3)
+    of tokens 2 t and 2 t + 1. meta: a nibble for each group, row g in the lower 16 bits and row g + 8 in the upper;
+    lane t = 2 HALF has groups 0 to 3, and the next lane groups 4 to 7.
+    """
+    if INTERPRETED:
+        return _emulated(a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, meta, HALF, BF16)
+    else:
+        KIND: tl.constexpr = "bf16" if BF16 else "f16"
+        return tl.inline_asm_elementwise(
+            "mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32."
+            + KIND
+            + "."
+            + KIND
+            + ".f32 {$0,$1,$2,$3}, {$4,$5,$6,$7}, {$8,$9,$10,$11}, {$12,$13,$14,$15}, $16, "
+            + ("0x1;" if HALF else "0x0;"),
+            "=f,=f,=f,=f,r,r,r,r,r,r,r,r,f,f,f,f,r",
+            [a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, meta],
+            dtype=(tl.float32, tl.float32, tl.float32, tl.float32),
+            is_pure=True,
+            pack=1,
+        )
+
+
+@triton.jit
+def _of_lane(register, T: tl.constexpr):
+    """(warps, 8): what lane t = T of every group of four holds. register: (lanes,)."""
+    by_lane = tl.reshape(register, (register.shape[0] // 32, 8, 4))
+    chosen = tl.arange(0, 4)[None, None, :] == T
+    return tl.sum(tl.where(chosen, by_lane, 0), 2)
+
+
+@triton.jit
+def _times(pair, code, x0, x1, x2, x3, BF16: tl.constexpr):
+    """(warps, 8 rows, 8 tokens): kept pairs times the activations at their positions. x_p: (warps, 8) of position p."""
+    total = tl.zeros((pair.shape[0], 8, 8), tl.float32)
+    for side in tl.static_range(2):
+        kept = upper_float(pair, BF16) if side else lower_float(pair, BF16)
+        place = ((code >> (2 * side)) & 3)[:, :, None]
+        x = tl.where(place < 2, tl.where(place == 0, x0[:, None, :], x1[:, None, :]), 0.0)
+        x = tl.where(place >= 2, tl.where(place == 2, x2[:, None, :], x3[:, None, :]), x)
+        total += kept[:, :, None] * x
+    return total
+
+
+@triton.jit
+def _by_lane(sums):
+    """(warps, 8 rows, 8 tokens) -> of tokens 2 t and of tokens 2 t + 1, (lanes,) each."""
+    even, odd = tl.split(tl.reshape(sums, (sums.shape[0], 8, 4, 2)))
+    return tl.reshape(even, (32 * sums.shape[0],)), tl.reshape(odd, (32 * sums.shape[0],))
+
+
+@triton.jit
+def _emulated(
+    a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, meta, HALF: tl.constexpr, BF16: tl.constexpr
+):  # fmt: skip
+    """What the instruction computes, for Triton's interpreter, from the layout that PTX documents."""
+    WARPS: tl.constexpr = meta.shape[0] // 32
+    near = tl.zeros((WARPS, 8, 8), tl.float32)
+    far = tl.zeros((WARPS, 8, 8), tl.float32)
+    registers = (b0, b1, b2, b3)
+    for group in tl.static_range(8):
+        first = _of_lane(registers[group // 2], 2 * (group % 2))
+        second = _of_lane(registers[group // 2], 2 * (group % 2) + 1)
+        x0, x1 = lower_float(first, BF16), upper_float(first, BF16)
+        x2, x3 = lower_float(second, BF16), upper_float(second, BF16)
+        codes = _of_lane(meta, 2 * HALF + group // 4)
+        one = _of_lane(a2 if group // 4 else a0, group % 4)
+        other = _of_lane(a3 if group // 4 else a1, group % 4)
+        near += _times(one, (codes >> (4 * (group % 4))) & 15, x0, x1, x2, x3, BF16)
+        far += _times(other, (codes >> (16 + 4 * (group % 4))) & 15, x0, x1, x2, x3, BF16)
+    d0, d1 = _by_lane(near)
+    d2, d3 = _by_lane(far)
+    return c0 + d0, c1 + d1, c2 + d2, c3 + d3
