@@ -87,7 +87,8 @@ def _pair_of(code: int) -> tuple[int, int]:
 def _positions_of(kept: Tensor) -> Tensor:
     """kept: (out, in) with at most two of every group -> (out, in / 4, 2) int64."""
     # A group as one number; its four bytes are 0 or 1.
-    group = kept.contiguous().view(torch.int32)
+    whole = kept.contiguous()
+    group = (whole.clone() if whole.storage_offset() % 4 else whole).view(torch.int32)
     code = (group | (group >> 7) | (group >> 14) | (group >> 21)) & 15
     return torch.tensor([_pair_of(one) for one in range(16)], device=kept.device)[code]
 

@@ -72,7 +72,9 @@ def plan(
     wide = config.tiles["BN"]
     narrow = min(wide, rows)
     constants: dict[str, Any] = {"OUTPUTS": outputs, "INPUTS": inputs, "KEPT": kept, "TILE": rows, "COLUMNS": columns}
-    return constants | {**config.tiles, "BN": narrow}, replace(config, warps=max(1, config.warps * narrow // wide))
+    # A warp with 16 or 32 rows has no registers for more tokens.
+    tiles = {**config.tiles, "BN": narrow, "BM": min(config.tiles["BM"], 256 if narrow >= 64 else 128)}
+    return constants | tiles, replace(config, warps=max(1, config.warps * narrow // wide))
 
 
 def matmul(

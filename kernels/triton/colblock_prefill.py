@@ -16,7 +16,7 @@ from torch import Tensor
 from crepe.kernels.triton.configs import HOPPER, Config, Device, device_of, find
 from crepe.kernels.triton.groups import read
 from crepe.kernels.triton.launch import linear
-from crepe.kernels.triton.transpose import transposed
+from crepe.kernels.triton.transpose import exchanged
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -74,7 +74,8 @@ def plan(
     wide = config.tiles["BN"]
     narrow = min(wide, rows)
     constants: dict[str, Any] = {"OUTPUTS": outputs, "INPUTS": inputs, "KEPT": kept, "TILE": rows, "COLUMNS": columns}
-    tiles = {**config.tiles, "BN": narrow, "BK": max(config.tiles["BK"], columns)}
+    # A warp with 16 or 32 rows has no registers for more tokens.
+    tiles = {**config.tiles, "BN": narrow, "BM": min(config.tiles["BM"], 256 if narrow >= 64 else 128)}
     return constants | tiles, replace(config, warps=max(1, config.warps * narrow // wide))
 
 
@@ -84,8 +85,8 @@ def prefill(
     """x: (tokens, inputs) -> (tokens, outputs). All contiguous and aligned to 16 bytes."""
     shape = (len(x), len(values), x.shape[1])
     constants, config = plan(shape, values.shape[1], rows, columns, device_of(x.device))
-    exchanged = transposed(x, constants["BM"])
+    across = exchanged(x, constants["BM"])
     grid = (triton.cdiv(shape[0], constants["BM"]), triton.cdiv(shape[1], constants["BN"]))
     constants["INTERPRETED"] = interpreted
-    out, numbers = x.new_empty(shape[:2]), (shape[0], exchanged.shape[1])
-    return linear(prefill_kernel, grid, out, (exchanged, values, blocks), bias, config, *numbers, **constants)
+    out, numbers = x.new_empty(shape[:2]), (shape[0], across.shape[1])
+    return linear(prefill_kernel, grid, out, (across, values, blocks), bias, config, *numbers, **constants)

@@ -1,7 +1,8 @@
 """Sizes of tiles, warps and stages for every kernel: a table by device, tokens and outputs instead of trials.
 
 Trials would compile and time kernels inside of a user's first forward, and break recorded graphs. The rows below were
-timed on an H200 (`tests/measure/tune.py`); a row for another device goes before them with that device's name.
+timed on an H200 (`tests/measure/tune.py`), or chosen by instruction counts, registers and shared memory where a comment
+says so. A row for another device goes before them with that device's name.
 """
 
 from __future__ import annotations
@@ -67,11 +68,12 @@ TABLES: dict[str, tuple[Row, ...]] = {
     # Few outputs: narrow tiles, so that all multiprocessors have work; the tokens are a second axis of the grid.
     "sp24_matmul": (
         Row(Config({"BN": 64, "BM": 32, "WORDS": 16}, 4, 3, 180 << 10), outputs=8192),
-        Row(Config({"BN": 64, "BM": 32, "WORDS": 16}, 4, 2, 108 << 10), tokens=32),
         Row(Config({"BN": 128, "BM": 64, "WORDS": 8}, 8, 2, 108 << 10), tokens=64),
+        # Not timed.
         Row(Config({"BN": 128, "BM": 128, "WORDS": 8}, 8, 2, 172 << 10)),
         Row(Config({"BN": 64, "BM": 32, "WORDS": 8}, 4, 2, 54 << 10)),
     ),
+    # Timed alone, without others beside it.
     "sp24_unpack": (Row(Config({"WORDS": 128}, 1)),),
     # Few words, so that many warps fit.
     "prune_pack": (Row(Config({"ROWS": 1, "WORDS": 64}, 1)),),
@@ -79,6 +81,7 @@ TABLES: dict[str, tuple[Row, ...]] = {
     # Activations wait for the numbers of their blocks, so that only every other stage is a buffer of theirs.
     "colblock_matmul": (
         Row(Config({"BN": 64, "BM": 16, "BK": 128}, 4, 6, 61 << 10), tokens=16),
+        # Not timed, to 128 tokens.
         Row(Config({"BN": 64, "BM": 32, "BK": 64}, 4, 5, 37 << 10), tokens=32),
         Row(Config({"BN": 64, "BM": 64, "BK": 64}, 4, 4, 33 << 10), tokens=64),
         Row(Config({"BN": 64, "BM": 128, "BK": 64}, 4, 4, 49 << 10), tokens=128),

@@ -18,7 +18,7 @@ _SIZE = 1024
 
 
 @triton.jit
-def _codes(meta, row, word, inside, LENGTH: tl.constexpr, MASKED: tl.constexpr):
+def _codes(meta, row, word, LENGTH: tl.constexpr, MASKED: tl.constexpr):
     """The words of a row that lie 4 apart from `word` on, as nibbles. Where there is none, codes that are allowed."""
     at = meta + row * LENGTH + word
     if MASKED:
@@ -41,7 +41,7 @@ def _halves(pointers, inside, upper, MASKED: tl.constexpr):
     return split_quad(tl.where(upper, (groups >> 32).to(tl.int32), groups.to(tl.int32)))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def arrange_kernel(out, x, tokens, INPUTS: tl.constexpr, BLOCKS: tl.constexpr, SIZE: tl.constexpr):
     """The activations in the order in which the lanes of `mma_kernel` take them, two to an int32.
 
@@ -114,8 +114,8 @@ def mma_kernel(
         for tile in tl.static_range(ROWS):
             near = tl.minimum(first + 16 * tile + g, OUTPUTS - 1)
             far = tl.minimum(first + 16 * tile + g + 8, OUTPUTS - 1)
-            n0, n1, n2, n3 = _codes(meta, near, word + t, None, LENGTH, MASKED)
-            n4, n5, n6, n7 = _codes(meta, far, word + t, None, LENGTH, MASKED)
+            n0, n1, n2, n3 = _codes(meta, near, word + t, LENGTH, MASKED)
+            n4, n5, n6, n7 = _codes(meta, far, word + t, LENGTH, MASKED)
             codes = codes + transposed(n0, n1, n2, n3, n4, n5, n6, n7, INTERPRETED)
         mine = (word + 4 * t)[:, None] + four
         theirs = (word + 4 * (t // 2))[:, None] + four
@@ -174,7 +174,6 @@ def plan(shape: tuple[int, int, int], dtype: torch.dtype, device: Device = HOPPE
     tokens, outputs, inputs = shape
     config = find("sp24_mma", device, tokens, outputs)
     constants: dict[str, Any] = {"OUTPUTS": outputs, "INPUTS": inputs, **config.tiles, "WARPS": config.warps}
-    constants["TOKENS"] = min(config.tiles["TOKENS"], triton.next_power_of_2(triton.cdiv(tokens, 8)))
     return constants | {"BF16": dtype == torch.bfloat16}, config
 
 

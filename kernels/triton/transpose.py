@@ -10,7 +10,7 @@ from torch import Tensor
 TILE = 64
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def transpose_kernel(out, x, tokens, across, INPUTS: tl.constexpr, TILE: tl.constexpr):
     """out: (INPUTS, across). x: (tokens, INPUTS). What lies behind the last token is not written."""
     token = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
@@ -25,7 +25,7 @@ def transpose_kernel(out, x, tokens, across, INPUTS: tl.constexpr, TILE: tl.cons
     )
 
 
-def transposed(x: Tensor, multiple: int) -> Tensor:
+def exchanged(x: Tensor, multiple: int) -> Tensor:
     """x: (tokens, inputs) -> (inputs, tokens rounded up to `multiple`); the rest is whatever the memory held."""
     tokens, inputs = x.shape
     across = triton.cdiv(tokens, multiple) * multiple
