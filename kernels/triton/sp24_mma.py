@@ -73,6 +73,25 @@ def _both(
     )  # fmt: skip
 
 
+@triton.jit
+def _store(
+    out, bias, sums, first, first_token, tokens, OUTPUTS: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr,
+    WARPS: tl.constexpr, HAS_BIAS: tl.constexpr,
+):  # fmt: skip
+    """Add what the warps have found, and write it where the lanes' sums belong."""
+    row_of = (tl.arange(0, 32) // 4)[:, None, None] + 8 * tl.arange(0, 2)[None, :, None]
+    token_of = 2 * (tl.arange(0, 32) % 4)[:, None, None] + tl.arange(0, 2)[None, None, :]
+    for batch in tl.static_range(TOKENS):
+        for tile in tl.static_range(ROWS):
+            even = tl.join(sums[4 * (batch * ROWS + tile)], sums[4 * (batch * ROWS + tile) + 2])
+            odd = tl.join(sums[4 * (batch * ROWS + tile) + 1], sums[4 * (batch * ROWS + tile) + 3])
+            total = tl.sum(tl.reshape(tl.join(even, odd), (WARPS, 32, 2, 2)), 0)
+            row, token = first + 16 * tile + row_of, first_token + 8 * batch + token_of
+            if HAS_BIAS:
+                total += tl.load(bias + tl.minimum(row, OUTPUTS - 1)).to(tl.float32)
+            tl.store(out + token.to(tl.int64) * OUTPUTS + row, total, (row < OUTPUTS) & (token < tokens))
+
+
 @triton.jit(do_not_specialize=["tokens"])
 def mma_kernel(
     out,
@@ -105,29 +124,26 @@ def mma_kernel(
     g, t = lane % 32 // 4, lane % 4
     four = tl.arange(0, 4)[None, :]
     upper = (t % 2 == 1)[:, None]
-    first = tl.program_id(0) * 16 * ROWS
-    first_token = tl.program_id(1) * 8 * TOKENS
+    first, first_token = tl.program_id(0) * 16 * ROWS, tl.program_id(1) * 8 * TOKENS
     sums = (tl.full((32 * WARPS,), 0.0, tl.float32),) * (4 * ROWS * TOKENS)
     for start in range(0, LENGTH, 16 * WARPS):
         word = start + lane // 32 * 16
         codes = ()
         for tile in tl.static_range(ROWS):
-            near = tl.minimum(first + 16 * tile + g, OUTPUTS - 1)
-            far = tl.minimum(first + 16 * tile + g + 8, OUTPUTS - 1)
-            n0, n1, n2, n3 = _codes(meta, near, word + t, LENGTH, MASKED)
-            n4, n5, n6, n7 = _codes(meta, far, word + t, LENGTH, MASKED)
+            row = first + 16 * tile + g
+            n0, n1, n2, n3 = _codes(meta, tl.minimum(row, OUTPUTS - 1), word + t, LENGTH, MASKED)
+            n4, n5, n6, n7 = _codes(meta, tl.minimum(row + 8, OUTPUTS - 1), word + t, LENGTH, MASKED)
             codes = codes + transposed(n0, n1, n2, n3, n4, n5, n6, n7, INTERPRETED)
         mine = (word + 4 * t)[:, None] + four
         theirs = (word + 4 * (t // 2))[:, None] + four
         for phase in tl.static_range(8 // AHEAD):
-            # All weights first: what is in flight hides how long the memory takes.
-            weights = ()
+            weights = ()  # all of a phase first: what is in flight hides how long the memory takes
             for ahead in tl.static_range(AHEAD):
                 for tile in tl.static_range(ROWS):
-                    near = tl.minimum(first + 16 * tile + g, OUTPUTS - 1)[:, None] * (INPUTS // 4) + mine
-                    far = tl.minimum(first + 16 * tile + g + 8, OUTPUTS - 1)[:, None] * (INPUTS // 4) + mine
-                    weights = weights + quad(values + near + (AHEAD * phase + ahead) * LENGTH, mine < LENGTH, MASKED)
-                    weights = weights + quad(values + far + (AHEAD * phase + ahead) * LENGTH, mine < LENGTH, MASKED)
+                    for side in tl.static_range(2):
+                        row = tl.minimum(first + 16 * tile + 8 * side + g, OUTPUTS - 1)[:, None]
+                        at = values + row * (INPUTS // 4) + mine + (AHEAD * phase + ahead) * LENGTH
+                        weights = weights + quad(at, mine < LENGTH, MASKED)
             # The assembler would move each load down to where its result is used; it moves none across a barrier.
             tl.debug_barrier()
             activations = ()
@@ -156,17 +172,7 @@ def mma_kernel(
                             codes[8 * tile + AHEAD * phase + ahead], BF16, INTERPRETED,
                         )  # fmt: skip
                 sums = added
-    row_of = (tl.arange(0, 32) // 4)[:, None, None] + 8 * tl.arange(0, 2)[None, :, None]
-    token_of = 2 * (tl.arange(0, 32) % 4)[:, None, None] + tl.arange(0, 2)[None, None, :]
-    for batch in tl.static_range(TOKENS):
-        for tile in tl.static_range(ROWS):
-            even = tl.join(sums[4 * (batch * ROWS + tile)], sums[4 * (batch * ROWS + tile) + 2])
-            odd = tl.join(sums[4 * (batch * ROWS + tile) + 1], sums[4 * (batch * ROWS + tile) + 3])
-            total = tl.sum(tl.reshape(tl.join(even, odd), (WARPS, 32, 2, 2)), 0)
-            row, token = first + 16 * tile + row_of, first_token + 8 * batch + token_of
-            if HAS_BIAS:
-                total += tl.load(bias + tl.minimum(row, OUTPUTS - 1)).to(tl.float32)
-            tl.store(out + token.to(tl.int64) * OUTPUTS + row, total, (row < OUTPUTS) & (token < tokens))
+    _store(out, bias, sums, first, first_token, tokens, OUTPUTS, ROWS, TOKENS, WARPS, HAS_BIAS)
 
 
 def plan(shape: tuple[int, int, int], dtype: torch.dtype, device: Device = HOPPER) -> tuple[dict[str, Any], Config]:
