@@ -107,9 +107,10 @@ def _as_pattern(weight: Tensor, mask: Mask, transposed: bool) -> Packed:
 
 
 def _packed_rows(matrix: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-    """`sp24.pack` on the CPU's side, some rows after the other: it takes eleven bytes of room for every weight."""
+    """`sp24.pack`, moved to the CPU, some rows after the other: it takes eleven bytes of room for every weight."""
     rows = max(1, _WEIGHTS_AT_ONCE // matrix.shape[1])
-    parts = [sp24.pack(*pair) for pair in zip(matrix.split(rows), kept.split(rows), strict=True)]
+    pairs = zip(torch.split(matrix, rows), torch.split(kept, rows), strict=True)
+    parts = [sp24.pack(*pair) for pair in pairs]
     values, meta = zip(*parts, strict=True)
     return torch.cat([part.cpu() for part in values]), torch.cat([part.cpu() for part in meta])
 
