@@ -48,9 +48,15 @@ class Compiled:
 
 
 def compile_kernel(
-    kernel: Any, types: dict[str, str], constants: dict[str, Any], config: Any, architecture: int = HOPPER
+    kernel: Any,
+    types: dict[str, str],
+    constants: dict[str, Any],
+    config: Any,
+    architecture: int = HOPPER,
+    even: str = "",
 ) -> Compiled:
-    """types: argument name -> Triton type such as `*i32`; pointers are divisible by 16, as torch allocates them.
+    """types: argument name -> Triton type such as `*i32`; pointers are divisible by 16, as torch allocates them, and so
+    is the number `even`.
     config: warps and stages."""
     if not hasattr(kernel, "arg_names") or not hasattr(kernel, "cache_key"):
         pytest.skip("triton is interpreting in this process")
@@ -60,7 +66,11 @@ def compile_kernel(
 
     names = kernel.arg_names
     signature = {name: types.get(name, "constexpr") for name in names}
-    aligned = {(names.index(name),): [["tt.divisibility", 16]] for name, type_ in types.items() if type_[0] == "*"}
+    aligned = {
+        (names.index(name),): [["tt.divisibility", 16]]
+        for name, type_ in types.items()
+        if type_[0] == "*" or name == even
+    }
     values = {(names.index(name),): value for name, value in constants.items()}
     options = {"num_warps": config.warps, "num_stages": config.stages}
     built = compile(ASTSource(kernel, signature, values, aligned), GPUTarget("cuda", architecture, 32), options)

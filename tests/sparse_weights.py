@@ -12,6 +12,17 @@ from torch import Tensor
 from crepe.kernels.reference import colblock, sp24
 from crepe.masks import ColBlock, NofM
 
+# How many tokens of a 2:4 layer which backend serves.
+SP24_CHOICES = [
+    (1, "matvec"),
+    (3, "matvec"),
+    (4, "mma"),
+    (32, "mma"),
+    (33, "matmul"),
+    (96, "matmul"),
+    (97, "unpack"),
+]
+
 
 def weight_of(outputs: int, inputs: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
     return torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(seed)).to(dtype)

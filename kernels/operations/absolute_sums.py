@@ -7,7 +7,7 @@ from torch import Tensor
 
 from crepe.kernels.dispatch import OPERATIONS, Backend, Operation, always
 from crepe.kernels.operations.scored import weight_obstacle
-from crepe.kernels.operations.tensors import device_of
+from crepe.kernels.operations.tensors import custom_op, device_of
 from crepe.kernels.reference import sums
 
 
@@ -26,7 +26,7 @@ OPERATION = OPERATIONS.add(
 )
 
 
-@torch.library.custom_op("crepe::absolute_sums", mutates_args=())
+@custom_op("absolute_sums")
 def absolute_sums(weight: Tensor) -> tuple[Tensor, Tensor]:
     """See `crepe.kernels.reference.sums.absolute_sums`."""
     rows, columns = OPERATION.run(weight)

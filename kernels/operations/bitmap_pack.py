@@ -12,7 +12,7 @@ from torch import Tensor
 from crepe.errors import CrepeError
 from crepe.kernels.dispatch import OPERATIONS, Backend, Operation, always
 from crepe.kernels.operations.scored import weight_obstacle
-from crepe.kernels.operations.tensors import device_of
+from crepe.kernels.operations.tensors import custom_op, device_of
 from crepe.kernels.reference import bitmap
 
 
@@ -45,7 +45,7 @@ OPERATION = OPERATIONS.add(
 )
 
 
-@torch.library.custom_op("crepe::bitmap_pack", mutates_args=())
+@custom_op("bitmap_pack")
 def bitmap_pack(weight: Tensor, kept: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """See `crepe.kernels.reference.bitmap.pack`."""
     values, bits = OPERATION.run(weight, kept, count)

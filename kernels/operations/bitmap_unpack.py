@@ -7,7 +7,7 @@ from torch import Tensor
 
 from crepe.kernels.dispatch import OPERATIONS, Backend, Operation, always, triton_obstacle
 from crepe.kernels.operations.scored import DTYPES
-from crepe.kernels.operations.tensors import device_of
+from crepe.kernels.operations.tensors import custom_op, device_of
 from crepe.kernels.reference import bitmap
 
 
@@ -41,7 +41,7 @@ OPERATION = OPERATIONS.add(
 )
 
 
-@torch.library.custom_op("crepe::bitmap_unpack", mutates_args=())
+@custom_op("bitmap_unpack")
 def bitmap_unpack(values: Tensor, bits: Tensor, shape: list[int]) -> Tensor:
     """See `crepe.kernels.reference.bitmap.unpack`."""
     found: Tensor = OPERATION.run(values, bits, shape)

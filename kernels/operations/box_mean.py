@@ -7,7 +7,7 @@ from torch import Tensor
 
 from crepe.kernels.dispatch import OPERATIONS, Backend, Operation, always
 from crepe.kernels.operations.scored import weight_obstacle
-from crepe.kernels.operations.tensors import device_of
+from crepe.kernels.operations.tensors import custom_op, device_of
 from crepe.kernels.reference import sums
 
 # Largest window: every entry is a load of its own, and the loop over them is unrolled.
@@ -34,7 +34,7 @@ OPERATION = OPERATIONS.add(
 )
 
 
-@torch.library.custom_op("crepe::box_mean", mutates_args=())
+@custom_op("box_mean")
 def box_mean(weight: Tensor, kernel: int) -> Tensor:
     """See `crepe.kernels.reference.sums.box_mean`."""
     found: Tensor = OPERATION.run(weight, kernel)

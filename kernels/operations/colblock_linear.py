@@ -1,13 +1,15 @@
-"""A linear layer with weights in balanced column blocks: `crepe::colblock_linear(x, values, blocks, rows, columns,
-bias) -> x @ weight^T + bias`."""
+"""A linear layer with weights in balanced column blocks: (x, values, blocks, rows, columns, bias) ->
+x @ weight^T + bias."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from crepe.kernels.dispatch import OPERATIONS, Backend, Operation, always, interpreting
-from crepe.kernels.operations.tensors import aligned, as_rows, device_of, kernel_obstacle, tokens_of
+from crepe.kernels.operations.tensors import custom_op, kernel_obstacle, launched, tokens_of
 from crepe.kernels.reference import colblock
 from crepe.masks import ColBlock
 
@@ -64,28 +66,21 @@ def _matvec_obstacle(
 def _matvec(x: Tensor, values: Tensor, blocks: Tensor, rows: int, columns: int, bias: Tensor | None = None) -> Tensor:
     from crepe.kernels.triton.colblock_matvec import matvec
 
-    own_bias = None if bias is None else bias.contiguous()
-    with device_of(x):
-        out = matvec(as_rows(x), aligned(values), blocks.contiguous(), rows, columns, own_bias)
-    return out.reshape(*x.shape[:-1], len(values))
+    return launched(matvec, x, values, blocks, rows, columns, bias=bias)
 
 
 def _matmul(x: Tensor, values: Tensor, blocks: Tensor, rows: int, columns: int, bias: Tensor | None = None) -> Tensor:
     from crepe.kernels.triton.colblock_matmul import matmul
 
-    own_bias = None if bias is None else bias.contiguous()
-    with device_of(x):
-        out = matmul(as_rows(x), aligned(values), blocks.contiguous(), rows, columns, own_bias, interpreting())
-    return out.reshape(*x.shape[:-1], len(values))
+    return launched(partial(matmul, interpreted=interpreting()), x, values, blocks, rows, columns, bias=bias)
 
 
 def _prefill(x: Tensor, values: Tensor, blocks: Tensor, rows: int, columns: int, bias: Tensor | None = None) -> Tensor:
-    from crepe.kernels.triton.colblock_prefill import prefill
+    from crepe.kernels.triton.colblock_matmul import matmul
 
-    own_bias = None if bias is None else bias.contiguous()
-    with device_of(x):
-        out = prefill(as_rows(x), aligned(values), blocks.contiguous(), rows, columns, own_bias, interpreting())
-    return out.reshape(*x.shape[:-1], len(values))
+    return launched(
+        partial(matmul, interpreted=interpreting(), exchanging=True), x, values, blocks, rows, columns, bias=bias
+    )
 
 
 def _prefill_obstacle(
@@ -122,7 +117,7 @@ OPERATION = OPERATIONS.add(
 )
 
 
-@torch.library.custom_op("crepe::colblock_linear", mutates_args=())
+@custom_op("colblock_linear")
 def colblock_linear(
     x: Tensor, values: Tensor, blocks: Tensor, rows: int, columns: int, bias: Tensor | None = None
 ) -> Tensor:

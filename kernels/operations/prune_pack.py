@@ -7,7 +7,7 @@ from torch import Tensor
 
 from crepe.kernels.dispatch import OPERATIONS, Backend, Operation, always
 from crepe.kernels.operations.scored import score_obstacle
-from crepe.kernels.operations.tensors import device_of
+from crepe.kernels.operations.tensors import custom_op, device_of
 from crepe.kernels.reference import selection, sp24
 
 
@@ -28,7 +28,7 @@ OPERATION = OPERATIONS.add(
 )
 
 
-@torch.library.custom_op("crepe::prune_pack", mutates_args=())
+@custom_op("prune_pack")
 def prune_pack(values: Tensor, norm: Tensor | None, row: Tensor | None, column: Tensor | None) -> tuple[Tensor, Tensor]:
     """See `crepe.kernels.reference.selection.prune_pack`."""
     packed, meta = OPERATION.run(values, norm, row, column)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from crepe.kernels.dispatch import OPERATIONS, Backend, Operation, always
 from crepe.kernels.operations.scored import score_obstacle
-from crepe.kernels.operations.tensors import device_of
+from crepe.kernels.operations.tensors import custom_op, device_of
 from crepe.kernels.reference import selection
 
 # Longest row that one program holds in registers: 1024 threads with 32 keys each.
@@ -37,7 +37,7 @@ OPERATION = OPERATIONS.add(
 )
 
 
-@torch.library.custom_op("crepe::select_by_row", mutates_args=())
+@custom_op("select_by_row")
 def select_by_row(values: Tensor, keep: int, norm: Tensor | None, row: Tensor | None, column: Tensor | None) -> Tensor:
     """See `crepe.kernels.reference.selection.select_by_row`."""
     found: Tensor = OPERATION.run(values, keep, norm, row, column)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from crepe.kernels.dispatch import OPERATIONS, Backend, Operation, always
 from crepe.kernels.operations.scored import score_obstacle
-from crepe.kernels.operations.tensors import device_of
+from crepe.kernels.operations.tensors import custom_op, device_of
 from crepe.kernels.reference import selection
 
 WIDTHS = (4, 8)
@@ -40,7 +40,7 @@ OPERATION = OPERATIONS.add(
 )
 
 
-@torch.library.custom_op("crepe::select_n_of_m", mutates_args=())
+@custom_op("select_n_of_m")
 def select_n_of_m(
     values: Tensor, n: int, m: int, norm: Tensor | None, row: Tensor | None, column: Tensor | None
 ) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from crepe.kernels.dispatch import OPERATIONS, Backend, Operation, always
 from crepe.kernels.operations.scored import score_obstacle
-from crepe.kernels.operations.tensors import device_of
+from crepe.kernels.operations.tensors import custom_op, device_of
 from crepe.kernels.reference import selection
 
 
@@ -31,7 +31,7 @@ OPERATION = OPERATIONS.add(
 )
 
 
-@torch.library.custom_op("crepe::select_overall", mutates_args=())
+@custom_op("select_overall")
 def select_overall(values: Tensor, keep: int, norm: Tensor | None, row: Tensor | None, column: Tensor | None) -> Tensor:
     """See `crepe.kernels.reference.selection.select_overall`."""
     found: Tensor = OPERATION.run(values, keep, norm, row, column)

@@ -6,13 +6,15 @@ unpacking on the way to the dense ones, both reading 9/16 of the bytes. More: a 
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from crepe.kernels.dispatch import OPERATIONS, Backend, Operation, always, interpreting
 from crepe.kernels.operations.sp24_unpack import OPERATION as UNPACK
 from crepe.kernels.operations.sp24_unpack import layout_obstacle
-from crepe.kernels.operations.tensors import aligned, as_rows, device_of, kernel_obstacle, tokens_of
+from crepe.kernels.operations.tensors import custom_op, kernel_obstacle, launched, tokens_of
 from crepe.kernels.reference import sp24
 
 # More tokens at once need more registers than a thread has.
@@ -47,25 +49,19 @@ def _matvec_obstacle(x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | Non
 def _matvec(x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None) -> Tensor:
     from crepe.kernels.triton.sp24_matvec import matvec
 
-    with device_of(x):
-        out = matvec(as_rows(x), aligned(values), aligned(meta), _whole(bias), interpreting())
-    return out.reshape(*x.shape[:-1], len(values))
+    return launched(partial(matvec, interpreted=interpreting()), x, values, meta, bias=bias)
 
 
 def _matmul(x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None) -> Tensor:
     from crepe.kernels.triton.sp24_matmul import matmul
 
-    with device_of(x):
-        out = matmul(as_rows(x), aligned(values), aligned(meta), _whole(bias), interpreting())
-    return out.reshape(*x.shape[:-1], len(values))
+    return launched(partial(matmul, interpreted=interpreting()), x, values, meta, bias=bias)
 
 
 def _mma(x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None) -> Tensor:
     from crepe.kernels.triton.sp24_mma import mma
 
-    with device_of(x):
-        out = mma(as_rows(x), aligned(values), aligned(meta), _whole(bias), interpreting())
-    return out.reshape(*x.shape[:-1], len(values))
+    return launched(partial(mma, interpreted=interpreting()), x, values, meta, bias=bias)
 
 
 def _mma_suits(x: Tensor, *others: Tensor | None) -> bool:
@@ -84,10 +80,6 @@ def _unpack(x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None) -> Ten
     return torch.nn.functional.linear(x, UNPACK.run(values, meta), bias)
 
 
-def _whole(bias: Tensor | None) -> Tensor | None:
-    return None if bias is None else bias.contiguous()
-
-
 OPERATION = OPERATIONS.add(
     "sp24_linear",
     Operation(
@@ -103,7 +95,7 @@ OPERATION = OPERATIONS.add(
 )
 
 
-@torch.library.custom_op("crepe::sp24_linear", mutates_args=())
+@custom_op("sp24_linear")
 def sp24_linear(x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None = None) -> Tensor:
     """x: (..., in), values: (out, in / 2), meta: (out, in / 32) int32, bias: (out,) -> (..., out). Inference only."""
     result: Tensor = OPERATION.run(x, values, meta, bias)

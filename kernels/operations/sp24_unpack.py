@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from crepe.kernels.dispatch import OPERATIONS, Backend, Operation, always, interpreting
-from crepe.kernels.operations.tensors import aligned, device_of, kernel_obstacle
+from crepe.kernels.operations.tensors import aligned, custom_op, device_of, kernel_obstacle
 from crepe.kernels.reference import sp24
 
 
@@ -43,7 +43,7 @@ OPERATION = OPERATIONS.add(
 )
 
 
-@torch.library.custom_op("crepe::sp24_unpack", mutates_args=())
+@custom_op("sp24_unpack")
 def sp24_unpack(values: Tensor, meta: Tensor) -> Tensor:
     """values: (out, in / 2), meta: (out, in / 32) int32 -> (out, in) of the values' dtype."""
     result: Tensor = OPERATION.run(values, meta)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.library import CustomOpDef
 
 from crepe.kernels.dispatch import interpreting, triton_obstacle
 
+NAMESPACE = "crepe"
 DTYPES = (torch.bfloat16, torch.float16)
 
 
@@ -31,6 +35,22 @@ def tokens_of(x: Tensor) -> int:
 def device_of(tensor: Tensor) -> AbstractContextManager[object]:
     """Launches go to the current GPU, which need not be the tensor's."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def custom_op(name: str) -> Callable[[Callable[..., Any]], CustomOpDef]:
+    """Register a function as the operation of crepe with this name, for torch; it writes into none of its arguments."""
+    return torch.library.custom_op(f"{NAMESPACE}::{name}", mutates_args=())
+
+
+def launched(
+    launch: Callable[..., Tensor], x: Tensor, values: Tensor, positions: Tensor, *rest: Any, bias: Tensor | None
+) -> Tensor:
+    """What a kernel of a linear layer makes of (..., inputs): `launch` takes x as rows, the two tensors of the weight,
+    `rest` and the bias."""
+    with device_of(x):
+        own_bias = None if bias is None else bias.contiguous()
+        out = launch(as_rows(x), aligned(values), aligned(positions), *rest, own_bias)
+    return out.reshape(*x.shape[:-1], len(values))
 
 
 def kernel_obstacle(values: Tensor, *others: Tensor | None) -> str | None:

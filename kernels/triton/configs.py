@@ -89,8 +89,8 @@ TABLES: dict[str, tuple[Row, ...]] = {
         Row(Config({"BN": 128, "BM": 128, "BK": 64}, 8, 3, 65 << 10)),
     ),
     "colblock_prefill": (
-        Row(Config({"BN": 128, "BM": 256, "BK": 32}, 8, 9, 88 << 10), outputs=8192),
-        Row(Config({"BN": 128, "BM": 256, "BK": 32}, 8, 5, 57 << 10)),
+        Row(Config({"BN": 128, "BM": 256, "BK": 32}, 8, 9, 121 << 10), outputs=8192),
+        Row(Config({"BN": 128, "BM": 256, "BK": 32}, 8, 5, 73 << 10)),
     ),
 }
 

@@ -7,14 +7,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+NO_HINT = tl.constexpr("")
+
 
 @triton.jit
-def read(pointers, inside, MASKED: tl.constexpr):
-    """Load, zero outside. A mask that is not there costs nothing; one that is always true does."""
+def read(pointers, inside, MASKED: tl.constexpr, EVICT: tl.constexpr = NO_HINT):
+    """Load, zero outside. A mask that is not there costs nothing; one that is always true does. EVICT: what the caches
+    may do with it, as `tl.load` calls it."""
     if MASKED:
-        return tl.load(pointers, inside, other=0)
+        return tl.load(pointers, inside, other=0, eviction_policy=EVICT)
     else:
-        return tl.load(pointers)
+        return tl.load(pointers, eviction_policy=EVICT)
 
 
 @triton.jit

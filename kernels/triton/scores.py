@@ -51,7 +51,7 @@ def key(score, FACTORS: tl.constexpr):
 
 @triton.jit
 def split4(tile, GROUPS: tl.constexpr):
-    """(4 GROUPS,) -> the four members of every group, (GROUPS,) each."""
+    """(4 GROUPS,) or (GROUPS, 4) -> the four members of every group, (GROUPS,) each."""
     even, odd = tl.split(tl.reshape(tile, (GROUPS, 2, 2)))
     first, third = tl.split(even)
     second, fourth = tl.split(odd)

@@ -12,6 +12,7 @@ from torch import Tensor
 from crepe.kernels.triton.configs import HOPPER, Config, Device, device_of, find
 from crepe.kernels.triton.groups import expand, read
 from crepe.kernels.triton.launch import linear
+from crepe.kernels.triton.tiles import multiplied, store
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -60,14 +61,8 @@ def matmul_kernel(
             weight = tl.reshape(tl.join(even, odd), (BN, 4 * WORDS)).to(FLOAT, bitcast=True)
             spot = x + known[None, :] * INPUTS + (4 * group * LENGTH + column)[:, None]
             part = read(spot, (column < 4 * LENGTH)[:, None], MASKED)
-            if INTERPRETED:
-                total = tl.dot(weight.to(tl.float32), part.to(tl.float32), total)
-            else:
-                total = tl.dot(weight, part, total)
-    if HAS_BIAS:
-        total += tl.load(bias + at).to(tl.float32)[:, None]
-    present = (token < tokens)[:, None] & (row < OUTPUTS)[None, :]
-    tl.store(out + token[:, None] * OUTPUTS + row[None, :], tl.trans(total), present)
+            total = multiplied(weight, part, total, INTERPRETED)
+    store(out, total, bias, row, token, tokens, OUTPUTS, HAS_BIAS)
 
 
 def plan(shape: tuple[int, int, int], dtype: torch.dtype, device: Device = HOPPER) -> tuple[dict[str, Any], Config]:

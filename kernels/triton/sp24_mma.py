@@ -10,8 +10,10 @@ import triton.language as tl
 from torch import Tensor
 
 from crepe.kernels.triton.configs import HOPPER, Config, Device, device_of, find
+from crepe.kernels.triton.groups import read
 from crepe.kernels.triton.launch import linear
-from crepe.kernels.triton.sparse_tensor_core import nibbles, quad, sparse_mma, split_quad, transposed
+from crepe.kernels.triton.scores import split4
+from crepe.kernels.triton.sparse_tensor_core import nibbles, sparse_mma, transposed
 
 # Activations that one program of `arrange_kernel` moves, in pairs.
 _SIZE = 1024
@@ -34,11 +36,8 @@ def _codes(meta, row, word, LENGTH: tl.constexpr, MASKED: tl.constexpr):
 @triton.jit
 def _halves(pointers, inside, upper, MASKED: tl.constexpr):
     """Of four groups of activations, the half of each that a lane has to bring: four tensors of int32."""
-    if MASKED:
-        groups = tl.load(pointers, inside, other=0, eviction_policy="evict_last")
-    else:
-        groups = tl.load(pointers, eviction_policy="evict_last")
-    return split_quad(tl.where(upper, (groups >> 32).to(tl.int32), groups.to(tl.int32)))
+    groups = read(pointers, inside, MASKED, "evict_last")
+    return split4(tl.where(upper, (groups >> 32).to(tl.int32), groups.to(tl.int32)), pointers.shape[0])
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -111,8 +110,9 @@ def mma_kernel(
     BF16: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """out: (tokens, OUTPUTS). x: (tokens, INPUTS / 4) int64. values: (OUTPUTS, INPUTS / 4) int32. meta: (OUTPUTS,
-    INPUTS / 32) int32. One program computes 16 ROWS outputs of 8 TOKENS tokens; its warps share the inputs.
+    """out: (tokens, OUTPUTS). x: (tokens, INPUTS / 4) int64, or ARRANGED by `arrange_kernel`. values: (OUTPUTS,
+    INPUTS / 4) int32. meta: (OUTPUTS, INPUTS / 32) int32. One program computes 16 ROWS outputs of 8 TOKENS tokens; its
+    warps share the inputs.
 
     A warp takes 16 words of metadata at a time: with each bit position they describe 16 neighbouring groups, that is
     two products of the tensor core. Lane t of a group of four holds groups 4 t to 4 t + 3, 16 bytes of each row.
@@ -120,12 +120,13 @@ def mma_kernel(
     LENGTH: tl.constexpr = INPUTS // 32
     MASKED: tl.constexpr = LENGTH % (16 * WARPS) != 0
     BLOCKS: tl.constexpr = (LENGTH + 15) // 16
-    lane = tl.arange(0, 32 * WARPS)
+    LANES: tl.constexpr = 32 * WARPS
+    lane = tl.arange(0, LANES)
     g, t = lane % 32 // 4, lane % 4
     four = tl.arange(0, 4)[None, :]
     upper = (t % 2 == 1)[:, None]
     first, first_token = tl.program_id(0) * 16 * ROWS, tl.program_id(1) * 8 * TOKENS
-    sums = (tl.full((32 * WARPS,), 0.0, tl.float32),) * (4 * ROWS * TOKENS)
+    sums = (tl.full((LANES,), 0.0, tl.float32),) * (4 * ROWS * TOKENS)
     for start in range(0, LENGTH, 16 * WARPS):
         word = start + lane // 32 * 16
         codes = ()
@@ -143,7 +144,7 @@ def mma_kernel(
                     for side in tl.static_range(2):
                         row = tl.minimum(first + 16 * tile + 8 * side + g, OUTPUTS - 1)[:, None]
                         at = values + row * (INPUTS // 4) + mine + (AHEAD * phase + ahead) * LENGTH
-                        weights = weights + quad(at, mine < LENGTH, MASKED)
+                        weights = weights + split4(read(at, mine < LENGTH, MASKED, "evict_first"), LANES)
             # The assembler would move each load down to where its result is used; it moves none across a barrier.
             tl.debug_barrier()
             activations = ()
@@ -155,7 +156,7 @@ def mma_kernel(
                             (tile_of_tokens * BLOCKS + tl.minimum(word // 16, BLOCKS - 1)) * 8 + AHEAD * phase + ahead
                         )
                         at = x + (place.to(tl.int64) * 256 + lane % 32 * 8)[:, None] + four
-                        activations = activations + split_quad(tl.load(at)) + split_quad(tl.load(at + 4))
+                        activations = activations + split4(tl.load(at), LANES) + split4(tl.load(at + 4), LANES)
                     else:
                         token = tl.minimum(first_token + 8 * batch + g, tokens - 1).to(tl.int64)
                         at = x + (token * (INPUTS // 4) + (AHEAD * phase + ahead) * LENGTH)[:, None] + theirs

@@ -14,25 +14,6 @@ from crepe.kernels.triton.groups import lower_float, permute_bytes, upper_float
 
 
 @triton.jit
-def quad(pointers, inside, MASKED: tl.constexpr):
-    """Four neighbours of every lane, read at once: four tensors. pointers, inside: (lanes, 4)."""
-    if MASKED:
-        found = tl.load(pointers, inside, other=0, eviction_policy="evict_first")
-    else:
-        found = tl.load(pointers, eviction_policy="evict_first")
-    return split_quad(found)
-
-
-@triton.jit
-def split_quad(found):
-    """(lanes, 4) -> its four columns."""
-    even, odd = tl.split(tl.reshape(found, (found.shape[0], 2, 2)))
-    first, third = tl.split(even)
-    second, fourth = tl.split(odd)
-    return first, second, third, fourth
-
-
-@triton.jit
 def nibbles(words):
     """The codes of the eight groups of a word, side by side: group j at bits 4 j, its lower position first."""
     low = words & 0x00FF00FF

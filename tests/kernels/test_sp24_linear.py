@@ -12,7 +12,7 @@ from crepe.kernels.operations.sp24_linear import OPERATION, sp24_linear
 from crepe.kernels.operations.sp24_unpack import sp24_unpack
 from crepe.kernels.reference import sp24
 from gpu import needs_gpu, replayed
-from sparse_weights import assert_close, exact, poisoned, sp24_weight, strided, weight_of
+from sparse_weights import SP24_CHOICES, assert_close, exact, poisoned, sp24_weight, strided, weight_of
 
 GPU_SHAPES = [(512, 2048), (1000, 3584), (4096, 4096), (2050, 11008), (9000, 1536), (576, 576), (300, 160)]
 
@@ -97,15 +97,7 @@ def test_gpu_unpack_is_exact(dtype: torch.dtype) -> None:
 @needs_gpu
 def test_gpu_choices() -> None:
     values, meta = (tensor.cuda() for tensor in sp24_weight(64, 256, torch.bfloat16))
-    for tokens, expected in [
-        (1, "matvec"),
-        (3, "matvec"),
-        (4, "mma"),
-        (32, "mma"),
-        (33, "matmul"),
-        (96, "matmul"),
-        (97, "unpack"),
-    ]:
+    for tokens, expected in SP24_CHOICES:
         x = torch.zeros(tokens, 256, dtype=torch.bfloat16, device="cuda")
         assert OPERATION.choose(x, values, meta, None).name == expected
     with pytest.raises(CrepeError, match="on cpu and cuda"):

@@ -55,10 +55,26 @@ def test_matvec(
 
 
 @pytest.mark.parametrize("inputs", [16, 24, 40, 576])
-@pytest.mark.parametrize(("backend", "tokens"), [("matvec", 2), ("matmul", 5)])
+@pytest.mark.parametrize(("backend", "tokens"), [("matvec", 2), ("matmul", 5), ("prefill", 5)])
 def test_every_width_that_the_layout_holds(backend: str, tokens: int, inputs: int) -> None:
     """Kept inputs from one block to more than a tile, with the tiles that a GPU gets."""
     _check(backend, tokens, 20, inputs, ColBlock(16, 8), torch.bfloat16)
+
+
+@pytest.mark.parametrize("backend", ["matmul", "prefill"])
+def test_an_input_that_no_block_keeps_may_be_infinite(backend: str) -> None:
+    """Also where the last step holds fewer inputs than a tile, and reads the first input in their place."""
+    pattern = ColBlock(16, 8)
+    score = torch.ones(16, 48)
+    score[:, :8] = 0
+    kept = pattern.select(score, 1 / 6)
+    assert not kept[:, :8].any()
+    values, blocks = colblock.pack(weight_of(16, 48, torch.bfloat16) * kept, kept, pattern)
+    x = weight_of(5, 48, torch.bfloat16, 2)
+    x[:, 0] = torch.inf
+    found = OPERATION.run(x, values, blocks, 16, 8, None, backend=backend)
+    x[:, 0] = 0
+    assert_close(found, exact(x, colblock.unpack(values, blocks, pattern, 48), None))
 
 
 @pytest.mark.parametrize("row", configs.TABLES["colblock_matmul"], ids=str)
@@ -129,3 +145,11 @@ def test_the_dense_kernel(dtype: torch.dtype) -> None:
 
     x, weight = weight_of(2, 520, dtype, 2), weight_of(6, 520, dtype)
     assert_close(matvec(x, weight), exact(x, weight, None))
+
+
+def test_wide_blocks_are_too_wide_for_a_step_of_prefill() -> None:
+    values, blocks = colblock_weight(64, 128, ColBlock(64, 64), torch.bfloat16)
+    arguments = (torch.zeros(600, 128, dtype=torch.bfloat16), values, blocks, 64, 64, None)
+    with pytest.raises(CrepeError, match="its blocks have 64 columns: it takes up to 32"):
+        OPERATION.run(*arguments, backend="prefill")
+    assert OPERATION.choose(*arguments).name == "matmul"

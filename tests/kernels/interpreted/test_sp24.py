@@ -11,7 +11,7 @@ from crepe.kernels.operations.sp24_unpack import OPERATION as UNPACK
 from crepe.kernels.reference import sp24
 from crepe.kernels.triton import configs
 from crepe.kernels.triton.configs import Config, Row
-from sparse_weights import assert_close, exact, poisoned, sp24_weight, weight_of
+from sparse_weights import SP24_CHOICES, assert_close, exact, poisoned, sp24_weight, weight_of
 
 DTYPES = [torch.bfloat16, torch.float16]
 
@@ -27,21 +27,13 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("tokens", "biased"), [(1, True), (3, False)])
 @pytest.mark.usefixtures("small_tiles")
 def test_matvec(tokens: int, biased: bool, dtype: torch.dtype) -> None:
-    values, meta = sp24_weight(3, 384, dtype)
-    x, bias = weight_of(tokens, 384, dtype, 2), weight_of(1, 3, dtype, 3)[0] if biased else None
-    with poisoned():
-        found = OPERATION.run(x, values, meta, bias, backend="matvec")
-    assert_close(found, exact(x, sp24.unpack(values, meta), bias))
+    _check("matvec", (tokens, 3, 384), dtype, biased)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("tokens", "outputs", "inputs"), [(4, 70, 384), (16, 32, 128), (17, 5, 640), (96, 33, 384)])
 def test_matmul(tokens: int, outputs: int, inputs: int, dtype: torch.dtype) -> None:
-    values, meta = sp24_weight(outputs, inputs, dtype)
-    x, bias = weight_of(tokens, inputs, dtype, 2), weight_of(1, outputs, dtype, 3)[0]
-    with poisoned():
-        found = OPERATION.run(x, values, meta, bias, backend="matmul")
-    assert_close(found, exact(x, sp24.unpack(values, meta), bias))
+    _check("matmul", (tokens, outputs, inputs), dtype)
 
 
 @pytest.mark.parametrize(
@@ -63,26 +55,28 @@ def test_mma(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Rows and tokens that fill no tile, words that fill no step of the warps, each group with codes of its own."""
-    tokens, outputs, inputs = shape
     sizes = dict(zip(("ROWS", "TOKENS", "AHEAD", "ARRANGED"), tiles, strict=True))
     monkeypatch.setitem(configs.TABLES, "sp24_mma", (Row(Config(sizes, warps)),))
+    _check("mma", shape, dtype)
+
+
+def _check(backend: str, shape: tuple[int, int, int], dtype: torch.dtype, biased: bool = True) -> None:
+    """(tokens, outputs, inputs)"""
+    tokens, outputs, inputs = shape
     values, meta = sp24_weight(outputs, inputs, dtype)
-    x, bias = weight_of(tokens, inputs, dtype, 2), weight_of(1, outputs, dtype, 3)[0]
+    x, bias = weight_of(tokens, inputs, dtype, 2), weight_of(1, outputs, dtype, 3)[0] if biased else None
     with poisoned():
-        found = OPERATION.run(x, values, meta, bias, backend="mma")
+        found = OPERATION.run(x, values, meta, bias, backend=backend)
     assert_close(found, exact(x, sp24.unpack(values, meta), bias))
+    assert OPERATION.choose(x, values, meta, bias).name != "torch"
 
 
 @pytest.mark.parametrize("inputs", [32, 96, 160, 576])
 @pytest.mark.parametrize(("backend", "tokens"), [("matvec", 1), ("matvec", 3), ("matmul", 5), ("unpack", 5)])
 def test_every_width_that_the_layout_holds(backend: str, tokens: int, inputs: int) -> None:
     """Words that are no multiple of the tile, of four or of two; with the tiles that a GPU gets."""
+    _check(backend, (tokens, 5, inputs), torch.bfloat16)
     values, meta = sp24_weight(5, inputs, torch.bfloat16)
-    x, bias = weight_of(tokens, inputs, torch.bfloat16, 2), weight_of(1, 5, torch.bfloat16, 3)[0]
-    with poisoned():
-        found = OPERATION.run(x, values, meta, bias, backend=backend)
-    assert_close(found, exact(x, sp24.unpack(values, meta), bias))
-    assert OPERATION.choose(x, values, meta, bias).name != "torch"
     with poisoned():
         dense = UNPACK.run(values, meta, backend="triton")
     assert torch.equal(dense.view(torch.int16), sp24.unpack(values, meta).view(torch.int16))
@@ -124,19 +118,7 @@ def test_leading_dimensions_and_other_layouts_of_the_inputs() -> None:
     assert torch.equal(OPERATION.run(misaligned, packed, meta, None), OPERATION.run(misaligned, values, meta, None))
 
 
-@pytest.mark.parametrize(
-    ("tokens", "expected"),
-    [
-        (1, "matvec"),
-        (3, "matvec"),
-        (4, "mma"),
-        (32, "mma"),
-        (33, "matmul"),
-        (96, "matmul"),
-        (97, "unpack"),
-        (0, "unpack"),
-    ],
-)
+@pytest.mark.parametrize(("tokens", "expected"), [*SP24_CHOICES, (0, "unpack")])
 def test_the_tokens_choose(tokens: int, expected: str) -> None:
     values, meta = sp24_weight(2, 128, torch.bfloat16)
     x = torch.zeros(tokens, 128, dtype=torch.bfloat16)
