@@ -83,7 +83,7 @@ def measure(case: Case, place: torch.device, limits: dict[str, float]) -> dict[s
         try:
             timing = graph_timing(way, operands_of(way, place))
         except Exception as error:  # one way that fails must not cost what was measured before
-            refused[way.name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            refused[way.name] = reason_of(error)
             continue
         ways[way.name] = microseconds(timing) | {"floor_us": 1e6 * floor(way, limits), "baseline": way.baseline}
     return {
@@ -94,6 +94,11 @@ def measure(case: Case, place: torch.device, limits: dict[str, float]) -> dict[s
         "refused": refused,
         "times_faster": faster(ways),
     }
+
+
+def reason_of(error: Exception) -> str:
+    """The kind of an error and the first line of what it says."""
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
 def microseconds(timing: Timing) -> dict[str, float]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,25 +18,26 @@ def load(model: str, *, dtype: str = "auto", device: str = "cpu", trust_remote_c
     Raises:
         CrepeError: no such model, or its files are broken.
     """
-    from crepe.models.gguf import reading_once
     from crepe.models.kind import is_image_model
-    from crepe.models.load import load_tokenizer, parse_device
-    from crepe.models.resolve import announce, resolve
+    from crepe.models.load import load_tokenizer
 
     if is_image_model(str(model)):
         from crepe.vision.load import load_image_model
 
         return load_image_model(str(model), device=device)
-    place = parse_device(device)
-    source = resolve(str(model))
-    announce(source)
-    with reading_once() if source.gguf else nullcontext():
-        opened = _open(source, dtype, place, trust_remote_code)
-        return opened, load_tokenizer(source, trust_remote_code)
+    with _found(model, device) as (source, place):
+        return _open(source, dtype, place, trust_remote_code), load_tokenizer(source, trust_remote_code)
 
 
 def load_model(model: str, *, dtype: str = "auto", device: str = "cpu", trust_remote_code: bool = False) -> Any:
     """A language model alone: its folder needs no tokenizer. Raises like `load`."""
+    with _found(model, device) as (source, place):
+        return _open(source, dtype, place, trust_remote_code)
+
+
+@contextmanager
+def _found(model: str, device: str) -> Iterator[tuple[Source, torch.device]]:
+    """Where a model lies and where it shall go; inside, a .gguf file is read once. The device is checked first."""
     from crepe.models.gguf import reading_once
     from crepe.models.load import parse_device
     from crepe.models.resolve import announce, resolve
@@ -44,7 +46,7 @@ def load_model(model: str, *, dtype: str = "auto", device: str = "cpu", trust_re
     source = resolve(str(model))
     announce(source)
     with reading_once() if source.gguf else nullcontext():
-        return _open(source, dtype, place, trust_remote_code)
+        yield source, place
 
 
 def _open(source: Source, dtype: str, place: torch.device, trust_remote_code: bool) -> Any:

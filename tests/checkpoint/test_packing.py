@@ -129,3 +129,13 @@ def test_matrices_of_experts_lie_below_each_other() -> None:
     tensor = torch.arange(24).reshape(2, 3, 4)
     assert torch.equal(as_matrix(tensor, True)[:4], tensor[0].T)
     assert torch.equal(from_matrix(as_matrix(tensor, True), (2, 3, 4), True), tensor)
+
+
+@pytest.mark.parametrize("order", [None, torch.arange(64).flip(0)])
+def test_packing_some_rows_at_once_packs_the_same(order: torch.Tensor | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, (mask,) = _pruned("2:4", (7, 64))
+    mask = Mask(mask.kept, mask.pattern, order)
+    whole = pack(weight, [mask]).tensors
+    monkeypatch.setattr("crepe.checkpoint.packing._WEIGHTS_AT_ONCE", 3 * 64)
+    parts = pack(weight, [mask]).tensors
+    assert whole.keys() == parts.keys() and all(torch.equal(whole[key], parts[key]) for key in whole)

@@ -48,6 +48,13 @@ def test_rates_and_ratios() -> None:
     assert ratio(timing, Timing((0.5, 1.0, 1.0))) == 2.0
 
 
+def test_a_model_needs_no_tokenizer(tiny_folder: Callable[..., str]) -> None:
+    folder = Path(tiny_folder())
+    for path in folder.glob("*token*"):
+        path.unlink()
+    assert bench(str(folder), **SMALL)["runs"]
+
+
 def test_both_models_are_measured(tiny_folder: Callable[..., str]) -> None:
     folder = tiny_folder()
     result = bench(folder, reference=folder, **SMALL)

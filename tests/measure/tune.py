@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from crepe.eval.bench_kernels import DTYPE, graph_timing, operands_of
+from crepe.eval.bench_kernels import DTYPE, graph_timing, microseconds, operands_of, reason_of
 from crepe.kernels.bench import colblock_linear, prune_pack, sp24_linear
 from crepe.kernels.bench.base import Way
 from crepe.kernels.triton import configs
@@ -130,7 +130,7 @@ def _prefill() -> Iterator[Trial]:
     ]  # fmt: skip
     for shape, config in product((SQUARE, WIDE), _configs(("BN", "BM", "BK"), *sizes)):
         for kernel, blocks in product(("colblock_prefill", "colblock_matmul"), ((64, 8), (128, 16))):
-            if config.tiles["BN"] == blocks[0] and (kernel == "colblock_prefill" or blocks[0] == 128):
+            if config.tiles["BN"] == blocks[0]:
                 yield Trial(kernel, (2048, *shape), config, blocks)
 
 
@@ -166,15 +166,13 @@ def _compile(trial: Trial) -> str | None:
         way.run(*way.make(place, DTYPE, 0))
         torch.cuda.synchronize()
     except Exception as error:
-        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        return reason_of(error)
     return None
 
 
-def _time(trial: Trial, operands: list[tuple[Any, ...]]) -> dict[str, Any]:
+def _time(trial: Trial, operands: list[tuple[Any, ...]]) -> dict[str, float]:
     _use(trial)
-    timing = graph_timing(trial.way(), operands)
-    low, high = timing.quartiles
-    return {"us": 1e6 * timing.median, "us_low": 1e6 * low, "us_high": 1e6 * high}
+    return microseconds(graph_timing(trial.way(), operands))
 
 
 def _line(trial: Trial, found: dict[str, Any]) -> dict[str, Any]:
@@ -203,6 +201,8 @@ def main() -> None:
     parser.add_argument("--folder", default=".")
     parser.add_argument("--processes", type=int, default=14)
     given = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("kernels are timed on a GPU, and there is none")
     groups = _grouped(given.only)
     every = [trial for group in groups.values() for trial in group]
     with multiprocessing.get_context("spawn").Pool(given.processes) as pool:
