@@ -57,6 +57,14 @@ def arrange_kernel(out, x, tokens, INPUTS: tl.constexpr, BLOCKS: tl.constexpr, S
 
 
 @triton.jit
+def _arranged(x, tile_of_tokens, block, group, lane, BLOCKS: tl.constexpr, LANES: tl.constexpr):
+    """What a lane needs of activations that `arrange_kernel` has written: eight tensors of int32."""
+    place = (tile_of_tokens * BLOCKS + tl.minimum(block, BLOCKS - 1)) * 8 + group
+    at = x + (place.to(tl.int64) * 256 + lane % 32 * 8)[:, None] + tl.arange(0, 4)[None, :]
+    return split4(tl.load(at), LANES) + split4(tl.load(at + 4), LANES)
+
+
+@triton.jit
 def _both(
     sums, S: tl.constexpr, weights, W: tl.constexpr, x, X: tl.constexpr, codes, BF16: tl.constexpr,
     INTERPRETED: tl.constexpr,
@@ -152,11 +160,9 @@ def mma_kernel(
                 for batch in tl.static_range(TOKENS):
                     if ARRANGED:
                         tile_of_tokens = tl.program_id(1) * TOKENS + batch
-                        place = (
-                            (tile_of_tokens * BLOCKS + tl.minimum(word // 16, BLOCKS - 1)) * 8 + AHEAD * phase + ahead
+                        activations = activations + _arranged(
+                            x, tile_of_tokens, word // 16, AHEAD * phase + ahead, lane, BLOCKS, LANES
                         )
-                        at = x + (place.to(tl.int64) * 256 + lane % 32 * 8)[:, None] + four
-                        activations = activations + split4(tl.load(at), LANES) + split4(tl.load(at + 4), LANES)
                     else:
                         token = tl.minimum(first_token + 8 * batch + g, tokens - 1).to(tl.int64)
                         at = x + (token * (INPUTS // 4) + (AHEAD * phase + ahead) * LENGTH)[:, None] + theirs
