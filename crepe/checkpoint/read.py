@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from crepe.errors import UsageError
+
 if TYPE_CHECKING:
     import torch
 
@@ -30,7 +32,11 @@ def load(model: str, *, dtype: str = "auto", device: str = "cpu", trust_remote_c
 
 
 def load_model(model: str, *, dtype: str = "auto", device: str = "cpu", trust_remote_code: bool = False) -> Any:
-    """A language model alone: its folder needs no tokenizer. Raises like `load`."""
+    """A language model alone: its folder needs no tokenizer. Raises like `load`, and UsageError for an image model."""
+    from crepe.models.kind import is_image_model
+
+    if is_image_model(str(model)):
+        raise UsageError(f"{model} is an image model: `crepe eval {model} --latency` times it")
     with _found(model, device) as (source, place):
         return _open(source, dtype, place, trust_remote_code)
 

@@ -40,3 +40,9 @@ def test_a_gguf_file_is_read_once(load: Callable[..., Any], tmp_path: Path, monk
     monkeypatch.setattr("crepe.models.load.load_tokenizer", lambda *given: opened())
     load("model.gguf")
     assert remembered and all(remembered)
+
+
+def test_an_image_model_is_no_language_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["ViTForImageClassification"]}')
+    with pytest.raises(UsageError, match=r"image model: `crepe eval .* --latency` times it"):
+        read.load_model(str(tmp_path))

@@ -281,7 +281,7 @@ def test_what_looks_at_whole_blocks_runs_in_one_process(
         assert found.returncode == 2 and "refinement 'refit' needs all batches in one process" in found.stderr
 
 
-@pytest.mark.parametrize("more", [[], ["--refine", "sparsegpt", "--pattern", "2:4"]])
+@pytest.mark.parametrize("more", [[], ["--refine", "sparsegpt", "--pattern", "2:4"], ["--pattern", "channel"]])
 def test_two_processes_give_the_masks_of_one(
     more: list[str], tiny_folder: Callable[..., str], text_file: str, tmp_path: Path
 ) -> None:
