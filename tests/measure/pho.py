@@ -9,6 +9,7 @@ Stages, each writing JSON lines into DIR and going on where it was stopped:
   cost      seconds of a trial by fisher and by perplexity on 16,384 tokens, in one run
   ablation  the neighbourhood term with channels in order and shuffled, by form, kernel and share
   trials    200 trials of TPE on perplexity over 8 held-out rows: what a search without a proxy finds
+  gap       perplexity of that point, of RIA and of the shipped coefficients, on those rows and on the other text
   report    Markdown tables and scatter plots from what lies in DIR
 
 Statistics come from 64 rows of 512 tokens of the calibration text, kl and ppl from other rows of it.
@@ -33,6 +34,7 @@ import crepe
 from crepe.calibration.text import read_corpus
 from crepe.calibration.tokens import packed_rows, windows
 from crepe.criteria import Coefficients
+from crepe.criteria.defaults import default_coefficients
 from crepe.eval.fidelity import kl_divergence, negative_log_likelihood
 from crepe.recipe import build, choose
 from crepe.search.proxies import PROXIES, get_proxy
@@ -54,7 +56,7 @@ class Bench:
     def __init__(self, given: argparse.Namespace) -> None:
         self.model, tokenizer = crepe.load(given.model, dtype="bfloat16")
         rows = packed_rows(tokenizer, read_corpus(given.calibration), 64 + HELD, 512, 0)
-        self.other = windows(tokenizer, read_corpus(given.other), 512, WINDOWS)
+        self.other = windows(tokenizer, read_corpus(given.other), 512, given.windows)
         self.subject = make_subject(self.model, _choices("unstructured", 0.5), rows[:64], rows[64:], SPACE.kernels)
 
     def at(self, pattern: str, sparsity: float) -> Subject:
@@ -256,6 +258,23 @@ def trials(bench: Bench, folder: Path, seed: int) -> None:
             lines.add(pattern, sparsity, value=found.value, trial=found.seconds_per_trial, **_plain(found.coefficients))
 
 
+def gap(bench: Bench, folder: Path, seed: int) -> None:
+    """Every point of `trials` beside RIA and what crepe prunes with by default."""
+    lines = Lines(folder / "gap.jsonl")
+    fields = ("row", "column", "neighbourhood", "form", "kernel", "activation")
+    for (pattern, sparsity), found in Lines(folder / "trials.jsonl").found.items():
+        subject = bench.at(pattern, sparsity)
+        for name, coefficients in {
+            "RIA": RIA,
+            "200 trials of perplexity": Coefficients(**{key: found[key] for key in fields}),
+            "shipped": default_coefficients(pattern, sparsity),
+        }.items():
+            with subject.masked(coefficients):
+                held, other = _perplexity(bench.model, subject.held), _perplexity(bench.model, bench.other)
+            lines.add(pattern, sparsity, name, held=held, other=other, windows=len(bench.other))
+            print(pattern, sparsity, name, f"held {held:.2f}, other {other:.2f}", flush=True)
+
+
 def _plain(coefficients: Coefficients) -> dict[str, Any]:
     return {key: value for key, value in coefficients.to_dict().items() if key not in ("value", "trials")}
 
@@ -267,6 +286,7 @@ STAGES = {
     "ablation": ablation,
     "cost": cost,
     "trials": trials,
+    "gap": gap,
 }
 
 
@@ -277,6 +297,7 @@ def main() -> None:
     parser.add_argument("--calibration")
     parser.add_argument("--other")
     parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--windows", type=int, default=WINDOWS, help="of 512 tokens of the other text")
     parser.add_argument("--seed", type=int, default=1, help="of the random points")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)

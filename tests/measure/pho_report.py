@@ -21,6 +21,7 @@ def report(folder: Path, seed: int) -> None:
     _costs(Lines(folder / f"proxies-{seed}.jsonl"))
     _sampling(Lines(folder / f"sampling-{seed}.jsonl"), values)
     _ablation(Lines(folder / "ablation.jsonl"))
+    _gap(Lines(folder / "gap.jsonl"))
     for (pattern, sparsity), found in values.items():
         _scatter(folder / f"pho-{pattern.replace(':', '-')}-{sparsity:.0%}.svg".replace("%", ""), found)
 
@@ -117,3 +118,15 @@ def _scatter(path: Path, found: dict[str, Any]) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     FigureCanvasSVG(figure)
     figure.savefig(path, format="svg", metadata={"Date": None})
+
+
+def _gap(lines: Lines) -> None:
+    """Perplexities, and the share of the gap from RIA to the best point of the trials that is left."""
+    print("| pattern | text | RIA | 200 trials of perplexity | shipped | gap left |")
+    print("|---|---|---|---|---|---|")
+    for pattern, sparsity in dict.fromkeys(key[:2] for key in lines.found):
+        names = ("RIA", "200 trials of perplexity", "shipped")
+        for text in ("held", "other"):
+            ria, best, ours = (lines.found[pattern, sparsity, name][text] for name in names)
+            cells = [f"{value:.2f}" for value in (ria, best, ours)]
+            print(f"| {_label(pattern, sparsity)} | {text} |", " | ".join(cells), f"| {(ours - best) / (ria - best):.2f} |")

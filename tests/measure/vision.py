@@ -62,7 +62,7 @@ def base(given: argparse.Namespace) -> None:
 def filters(given: argparse.Namespace) -> None:
     """Every way to choose filters, from the tuned network, at the same widths; then all are trained alike."""
     lines = Lines(given.folder, "filters")
-    how = {**TUNING, "finetune": given.epochs}
+    how = {**TUNING, "finetune": given.epochs, "learning_rate": given.learning_rate}
     for case in ("reprune", "torch-pruning l2", "dense", "torch-pruning fpgm", "l2", "fpgm", "reprune repaired"):
         if case in lines.found or (given.cases and case not in given.cases.split(",")):
             continue
@@ -317,6 +317,7 @@ def _open(weights: str | Path) -> tuple[Any, Any]:
 
 
 def _train(model: Any, preprocess: Any, given: argparse.Namespace, how: dict[str, Any], work: Path | None) -> Any:
+    from crepe.models.load import parse_device
     from crepe.recipe import Recipe
     from crepe.vision.images import read_images
     from crepe.vision.train import finetune
@@ -325,15 +326,18 @@ def _train(model: Any, preprocess: Any, given: argparse.Namespace, how: dict[str
         work.mkdir(exist_ok=True)
     images = read_images(str(given.data / "cifar10-train.parquet"), "calibration")
     model.requires_grad_(True)
-    return finetune(model, images, preprocess, Recipe(model="x", **how), {}, torch.device("cpu"), work)
+    return finetune(model, images, preprocess, Recipe(model="x", **how), {}, parse_device(given.device), work)
 
 
 def _accuracy(model: Any, preprocess: Any, given: argparse.Namespace) -> float:
     from crepe.eval.images import accuracy
+    from crepe.models.load import parse_device
     from crepe.vision.images import read_images
 
-    images = read_images(str(given.data / "cifar10-test.parquet"))
-    return float(accuracy(model.eval(), preprocess, images, torch.device("cpu"))["accuracy"])
+    images, place = read_images(str(given.data / "cifar10-test.parquet")), parse_device(given.device)
+    found = float(accuracy(model.to(place).eval(), preprocess, images, place)["accuracy"])
+    model.to("cpu")
+    return found
 
 
 def _save(model: Any, path: Path) -> None:
@@ -351,6 +355,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--cases")
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--learning-rate", type=float, default=TUNING["learning_rate"], help="of `filters`")
+    parser.add_argument("--device", default="cpu", help="of `base` and `filters`")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     {**stages, "report": report}[given.stage](given)
