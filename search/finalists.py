@@ -2,7 +2,8 @@
 
 A proxy ranks well over the whole space and less well near its own best point, where its faults add up. So the best
 quarter of the trials is thinned out to points far from each other, and the model decides among them, with RIA and RIA
-with exponent 1 beside them: a search never ends with coefficients that its judge likes less than RIA's.
+with exponent 1 beside them where the space holds them: a search of the whole space never ends with coefficients that
+its judge likes less than RIA's.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ def decide(
     trials: Sequence[Any], space: Space, count: int, judge: Callable[[Coefficients], float]
 ) -> tuple[Coefficients, list[dict[str, Any]]]:
     """The finalist or corner that `judge` likes best, and what it said of each, best first."""
-    found = {f"trial {t.number}": space.coefficients(t.params) for t in finalists(trials, space, count)} | CORNERS
+    found = {f"trial {t.number}": space.coefficients(t.params) for t in finalists(trials, space, count)}
+    found |= {name: corner for name, corner in CORNERS.items() if space.holds(corner)}
     judged = [(name, judge(coefficients)) for name, coefficients in found.items()]
     # A value that is not finite comes last; with none finite, the proxy's best trial, which is the first, stays.
     judged.sort(key=lambda pair: pair[1] if math.isfinite(pair[1]) else math.inf)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,34 +15,12 @@ from torch import Tensor
 from crepe.calibration.tokens import digest
 from crepe.criteria.coefficients import KINDS, Coefficients
 from crepe.errors import CrepeError, UsageError
+from crepe.masks.mixed import Dense
+from crepe.masks.pattern import NofM, Pattern, Unstructured
 from crepe.recipe import Choices, Recipe, build, choose
+from crepe.search.about import about_object, about_search, origin_of
+from crepe.search.how import Search
 from crepe.search.space import Space
-
-
-@dataclass(frozen=True)
-class Search:
-    """How to search.
-
-    patience: stop when so many trials in a row bring nothing better; check: how many trials to measure perplexity of.
-    held: calibration rows kept from the statistics, for proxies that run the model on them.
-    finalists: trials among which the proxy called judge decides at the end (see finalists.py); 0 for none.
-    """
-
-    proxy: str = "fisher"
-    sampler: str = "tpe"
-    trials: int = 200
-    patience: int | None = None
-    check: int = 0
-    held: int = 8
-    finalists: int = 10
-    judge: str = "kl"
-    storage: str | None = None
-    space: Space = field(default_factory=Space)
-
-    def __post_init__(self) -> None:
-        for name in ("trials", "patience", "held"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UsageError(f"{name} = {getattr(self, name)}: it must be at least 1")
 
 
 @dataclass
@@ -49,7 +28,7 @@ class Found:
     """What a search found.
 
     value: the proxy of the coefficients found; reference: that of plain RIA; judged: what the judge said of each
-    finalist, best first; checked: perplexities, if asked for.
+    finalist, best first; checked: perplexities, if asked for; cost: of the proxy, in words.
     """
 
     coefficients: Coefficients
@@ -63,6 +42,7 @@ class Found:
     judged: list[dict[str, Any]] = field(default_factory=list)
     checked: list[dict[str, float]] = field(default_factory=list)
     output: str | None = None
+    cost: str = ""
 
 
 def find_coefficients(model: Any = None, output: str | Path | None = None, **fields: Any) -> Coefficients:
@@ -90,28 +70,34 @@ def search(model: Any = None, output: str | Path | None = None, **fields: Any) -
     recipe = build({**rest, **({"model": str(name)} if name else {})})
     _require_searchable(recipe)
     choices = replace(choose(recipe), coefficients=Coefficients())
+    _require_single_weights(choices.pattern)
     _look_up(how)
     _require_writable(output, overwrite)
     if by_name:
         about, model, rows = _open(how, recipe)
     else:
-        about, rows = _about_object(how, recipe, model), _rows(how, recipe, model, tokenizer) if rows is None else rows
-    found = _in_evaluation_mode(
-        model, lambda: _search(how, choices, model, rows, {**about, "rows": digest(rows.cpu())})
-    )
+        about, rows = about_object(how, recipe, model), _rows(how, recipe, model, tokenizer) if rows is None else rows
+    with _left_as_it_was(model):
+        found = _search(how, choices, model, rows, {**about, "rows": digest(rows.cpu())})
     found.seconds = time.perf_counter() - started
     if output is not None:
         _write(found, Path(output))
     return found
 
 
-def _in_evaluation_mode(model: Any, run: Callable[[], Found]) -> Found:
-    training = model.training
+@contextmanager
+def _left_as_it_was(model: Any) -> Iterator[None]:
+    """In evaluation mode inside; afterwards every module is in its own mode, and experts compute as before."""
+    training = {module: module.training for module in model.modules()}
+    experts = getattr(model.config, "_experts_implementation", None)
     try:
         model.eval()
-        return run()
+        yield
     finally:
-        model.train(training)
+        for module, mode in training.items():
+            module.training = mode
+        if experts != getattr(model.config, "_experts_implementation", None):
+            model.set_experts_implementation(experts)
 
 
 # What a recipe says about everything but scores.
@@ -137,6 +123,12 @@ def _require_searchable(recipe: Recipe) -> None:
     for key in _MEANINGLESS:
         if getattr(recipe, key) != getattr(Recipe(), key):
             raise UsageError(f"{key} = {getattr(recipe, key)!r} has no meaning in a search: leave it out")
+
+
+def _require_single_weights(pattern: Pattern) -> None:
+    """A search works on rows drawn from every matrix, which say nothing of patterns that tie rows together."""
+    if not all(isinstance(option, (Unstructured, NofM, Dense)) for option in pattern.alternatives):
+        raise UsageError(f"pattern '{pattern}' removes more than single weights: search is for unstructured and N:M")
 
 
 def _split(fields: dict[str, Any]) -> tuple[Search, dict[str, Any]]:
@@ -181,7 +173,7 @@ def _open(how: Search, recipe: Recipe) -> tuple[dict[str, Any], Any, Tensor]:
 
     device = parse_device(recipe.device)
     source = find_model(recipe)
-    about = {**run_fingerprint(recipe, source, device), **_about(how), "source": source.name}
+    about = {**run_fingerprint(recipe, source, device), **about_search(how), "source": source.name}
     if how.storage:
         check_study(Path(how.storage), about)  # a wrong journal is said before the model is read
     with reading_once():
@@ -191,43 +183,10 @@ def _open(how: Search, recipe: Recipe) -> tuple[dict[str, Any], Any, Tensor]:
     return about, model, _rows(how, recipe, model, tokenizer)
 
 
-def _about(how: Search) -> dict[str, Any]:
-    from importlib.metadata import version
-
-    space = {f"space.{key}": list(getattr(how.space, key)) for key in Space.__dataclass_fields__}
-    versions = {f"version.{name}": version(name) for name in ("optuna", "cmaes")}
-    return {"proxy": how.proxy, "sampler": how.sampler, "held": _held(how), **space, **versions}
-
-
-def _about_object(how: Search, recipe: Recipe, model: Any) -> dict[str, Any]:
-    """As for a model by name, with a digest of the weights (the first of each tensor) for the files."""
-    import hashlib
-
-    from crepe.pipeline.fingerprint import recipe_entries
-
-    weights = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        first = parameter.detach().flatten()[:64].float().cpu().numpy()
-        weights.update(f"{name} {tuple(parameter.shape)}".encode() + first.tobytes())
-    return {**recipe_entries(recipe), **_about(how), "weights": weights.hexdigest()}
-
-
-def _held(how: Search) -> int:
-    """Rows to keep from the statistics: none where nothing runs the model on them."""
-    from crepe.search.proxies import get_proxy
-
-    return how.held if get_proxy(how.proxy).runs_model or how.check or _has_final(how) else 0
-
-
-def _has_final(how: Search) -> bool:
-    """A proxy that is its own judge needs no second opinion."""
-    return how.finalists > 0 and how.judge != how.proxy
-
-
 def _rows(how: Search, recipe: Recipe, model: Any, tokenizer: Any) -> Tensor:
     from crepe.calibration.rows import make_rows
 
-    return make_rows(replace(recipe, samples=recipe.samples + _held(how)), tokenizer, lambda: model)
+    return make_rows(replace(recipe, samples=recipe.samples + how.rows_held), tokenizer, lambda: model)
 
 
 def _open_study(how: Search, about: dict[str, Any]) -> Any:
@@ -239,13 +198,14 @@ def _open_study(how: Search, about: dict[str, Any]) -> Any:
 
 
 def _search(how: Search, choices: Choices, model: Any, rows: Tensor, about: dict[str, Any]) -> Found:
+    from crepe.search.check import check_with_perplexity
     from crepe.search.finalists import decide
     from crepe.search.proxies import get_proxy
     from crepe.search.samplers.base import complete_trials
     from crepe.search.study import best_trial, finished_count, run_trials
     from crepe.search.subject import make_subject
 
-    kept = len(rows) - _held(how)
+    kept = len(rows) - how.rows_held
     if kept < 1:
         raise UsageError(f"{len(rows)} rows are given and {how.held} are held out: give more rows, or lower held")
     subject = make_subject(model, choices, rows[:kept], rows[kept:], how.space.kernels, choices.recipe.seed)
@@ -262,13 +222,13 @@ def _search(how: Search, choices: Choices, model: Any, rows: Tensor, about: dict
 
     run_trials(study, how.space.suggest, timed, how.trials, how.patience)
     coefficients, judged = how.space.coefficients(best_trial(study).params), []
-    if _has_final(how):
+    if how.judged_at_end:
         coefficients, judged = decide(
             complete_trials(study), how.space, how.finalists, get_proxy(how.judge).prepare(subject)
         )
     value, trials = score(coefficients), finished_count(study)
     return Found(
-        coefficients=replace(coefficients, origin=_origin(how, choices, value, trials, about)),
+        coefficients=replace(coefficients, origin=origin_of(how, choices, value, trials, about)),
         value=value,
         reference=reference,
         trials=trials,
@@ -276,44 +236,9 @@ def _search(how: Search, choices: Choices, model: Any, rows: Tensor, about: dict
         source=about.get("source", choices.recipe.model),
         study=study,
         judged=judged,
+        cost=get_proxy(how.proxy).cost,
         checked=check_with_perplexity(subject, how, study, score) if how.check else [],
     )
-
-
-def _origin(how: Search, choices: Choices, value: float, trials: int, about: dict[str, Any]) -> dict[str, Any]:
-    from crepe.checkpoint.manifest import package_version, published
-
-    recipe = choices.recipe
-    return {
-        "model": about.get("source", recipe.model),
-        "pattern": str(choices.pattern),
-        "sparsity": choices.sparsity,
-        "proxy": f"{how.proxy}, judged by {how.judge}" if _has_final(how) else how.proxy,
-        "value": value,
-        "sampler": how.sampler,
-        "trials": trials,
-        "seed": recipe.seed,
-        "calibration": published(recipe.calibration),
-        "versions": {name: package_version(name) for name in ("crepe-prune", "torch", "transformers", "optuna")},
-    }
-
-
-def check_with_perplexity(
-    subject: Any, how: Search, study: Any, score: Callable[[Coefficients], float]
-) -> list[dict[str, float]]:
-    """Perplexity on the held-out rows for RIA (trial -1), and for trials spread evenly from the best to the worst."""
-    from crepe.search.proxies import get_proxy
-    from crepe.search.samplers.base import complete_trials
-
-    perplexity = get_proxy("ppl").prepare(subject)
-    done = sorted(complete_trials(study), key=lambda t: t.value)
-    places = {round(i * (len(done) - 1) / max(1, how.check - 1)) for i in range(how.check)}
-    checked = [{"trial": -1, "proxy": score(Coefficients()), "perplexity": perplexity(Coefficients())}]
-    for place in sorted(places):
-        trial = done[place]
-        value = perplexity(how.space.coefficients(trial.params))
-        checked.append({"trial": trial.number, "proxy": trial.value, "perplexity": value})
-    return checked
 
 
 def _write(found: Found, path: Path) -> None:

@@ -78,6 +78,11 @@ class Space:
             return found[""]
         return replace(found[self.groups[-1]], groups={group: found[group] for group in self.groups[:-1]})
 
+    def holds(self, one: Coefficients) -> bool:
+        """Whether a set for the whole model, without a neighbourhood, lies in the space."""
+        numbers = {"balance": one.row / (one.row + one.column), "neighbourhood": 0.0, "activation": one.activation}
+        return all(low <= numbers[name.rpartition(".")[2]] <= high for name, (low, high) in self.continuous.items())
+
     def _one(self, point: Parameters, prefix: str) -> Coefficients:
         share, balance = point[prefix + "neighbourhood"], point[prefix + "balance"]
         return Coefficients(

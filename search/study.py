@@ -8,7 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ _ABOUT = "about"
 _BEGINNING = b'{"op_code":'
 # A trial that nobody has claimed yet is taken to be just beginning for so many seconds.
 _GRACE = 10
+# A trial of another machine is given up after so many seconds, and so many times the longest trial.
+_ELSEWHERE, _TIMES = 120, 10
 _log = logging.getLogger("crepe.search")
 
 
@@ -121,20 +123,24 @@ def _refuse_if_different(found: dict[str, Any], about: dict[str, Any], path: Pat
 
 def _bury_the_dead(study: Study) -> None:
     """Trials whose process is gone count as failed; their points are drawn again."""
+    longest = max((t.duration.total_seconds() for t in ended_trials(study) if t.duration), default=0.0)
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        began = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
+        age = time.time() - trial.datetime_start.timestamp() if trial.datetime_start else math.inf
         owner = trial.user_attrs.get(WORKER)
-        if (not _alive(owner)) if owner else time.time() - began > _GRACE:
+        if _alive(owner, age, longest) if owner else age <= _GRACE:
+            continue
+        with suppress(optuna.exceptions.UpdateFinishedTrialError):  # another process was faster
             study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
 
 
-def _alive(worker: str) -> bool:
-    """Whether a process is there; one of another machine is taken to be."""
+def _alive(worker: str, age: float, longest: float) -> bool:
+    """Whether the process is there. One of another machine is taken to be, until its trial has taken far longer than
+    the longest that ended. age, longest: seconds."""
     host, _, process = worker.rpartition(":")
     if not process:
         return False
     if host != socket.gethostname():
-        return True
+        return age < max(_ELSEWHERE, _TIMES * longest)
     if int(process) == os.getpid():
         return False
     try:
@@ -194,7 +200,7 @@ def best_trial(study: Study) -> FrozenTrial:
     """
     complete = complete_trials(study)
     if not complete:
-        raise CrepeError("no trial of the search has a value: raise --trials, or choose another --proxy")
+        raise CrepeError(f"none of {len(ended_trials(study))} trials has a value: choose another --proxy")
     return min(complete, key=lambda t: (t.value, t.number))
 
 

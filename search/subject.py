@@ -51,7 +51,10 @@ class Subject:
 
     @contextmanager
     def masked(self, coefficients: Coefficients, views: Sequence[View] | None = None) -> Iterator[None]:
-        """The model is pruned with `coefficients` inside (only `views`, where given) and dense again after."""
+        """The model is pruned with `coefficients` inside (only `views`, where given) and dense again after.
+
+        Whole matrices are scored anew: their sums and neighbourhoods together would need several times their memory.
+        """
         choices = replace(self.choices, coefficients=coefficients)
         chosen = list(views or self.plan.views)
         dense = self._dense

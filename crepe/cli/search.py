@@ -62,8 +62,11 @@ def add_parser(verbs: Any) -> None:
 
 
 def _range(text: str) -> tuple[float, float]:
-    low, high = text.split(",")
-    return float(low), float(high)
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} must be LOW,HIGH such as 0,1") from None
+    return low, high
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -71,7 +74,10 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _sizes(text: str) -> tuple[int, ...]:
-    return tuple(int(size) for size in text.split(",") if size)
+    try:
+        return tuple(int(size) for size in text.split(",") if size)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} must be window sizes such as 3,5,7") from None
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -27,7 +27,7 @@ def _page(found: Any) -> str:
     parts = [
         f"<h1>{html.escape(title)}</h1>",
         table(("", "found"), rows),
-        f"<p>Proxy of plain RIA: {found.reference:.6g}. Lower is better.</p>",
+        f"<p>Proxy of plain RIA: {found.reference:.6g}. Lower is better. What it costs: {html.escape(found.cost)}.</p>",
         _judged(found.judged),
         _history(found.study, content["proxy"]),
         _importance(found.study),

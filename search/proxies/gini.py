@@ -18,7 +18,7 @@ from crepe.search.subject import Subject
 def gini(values: Tensor) -> Tensor:
     """Gini coefficient of each row, (rows, n) -> (rows,): 0 = all equal, 1 = one has everything. Values >= 0.
 
-    G = sum_i (2 i - n - 1) x_(i) / (n sum x), with x sorted upwards and i from 1 (Gini 1912).
+    G = sum_i (2 i - n - 1) x_(i) / (n sum x), with x sorted upwards and i from 1 (Gini 1912). NaN where all are 0.
     """
     ordered = values.sort(dim=-1).values.double()
     count = values.shape[-1]
@@ -29,10 +29,12 @@ def gini(values: Tensor) -> Tensor:
 def _proxy(choose: Callable[[Tensor, Tensor], Tensor]) -> Proxy:
     def prepare(subject: Subject) -> Score:
         def score(coefficients: Coefficients) -> float:
-            parts = [
-                gini(choose(scores.flatten(1), mask.flatten(1)))
+            chosen = [
+                choose(scores.flatten(1), mask.flatten(1))
                 for _, scores, mask in subject.sample.masks(coefficients, subject.choices)
             ]
+            # A matrix whose scores are all 0 says nothing.
+            parts = [gini(values[values.sum(1) != 0]) for values in chosen]
             return 1.0 - float(torch.cat(parts).mean())
 
         return score

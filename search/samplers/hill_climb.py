@@ -19,7 +19,7 @@ _SWITCH = 0.2
 
 @SAMPLERS.register("hill-climb")
 class HillClimb(PointSampler):
-    """The best of five random points, then Gaussian steps of 15 % of each range; each choice changes in 1 of 5 steps.
+    """The best of five random points, then Gaussian steps of 15 % of each range; each choice is drawn again in 1 of 5.
 
     The paper names hill climbing without its details; these are ours.
     """

@@ -7,8 +7,9 @@ Stages, each writing JSON lines into DIR and going on where it was stopped:
   proxies   every cheap proxy at the same points, with its seconds per trial
   sampling  the fisher proxy with fewer and more sampled weights, and with all
   cost      seconds of a trial by fisher and by perplexity on 16,384 tokens, in one run
-  ablation  the neighbourhood term with channels in order and shuffled, by form, kernel and share
+  ablation  the neighbourhood term with channels in order and shuffled, by form and kernel
   trials    200 trials of TPE on perplexity over 8 held-out rows: what a search without a proxy finds
+  samplers  what 200 trials of each sampler find by fisher, three seeds
   gap       perplexity of that point, of RIA and of the shipped coefficients, on those rows and on the other text
   report    Markdown tables and scatter plots from what lies in DIR
 
@@ -23,6 +24,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,6 @@ from crepe.criteria.defaults import default_coefficients
 from crepe.eval.fidelity import kl_divergence, negative_log_likelihood
 from crepe.recipe import build, choose
 from crepe.search.proxies import PROXIES, get_proxy
-from crepe.search.sampled import Sample
 from crepe.search.space import Space, random_points
 from crepe.search.subject import Subject, make_subject
 
@@ -133,6 +134,7 @@ def proxies(bench: Bench, folder: Path, seed: int) -> None:
         for name in names:
             if not lines.missing(pattern, sparsity, name):
                 continue
+            subject.sample  # noqa: B018 - shared by all, so made before the clock runs
             start = time.perf_counter()
             score = get_proxy(name).prepare(subject)
             ready = time.perf_counter()
@@ -150,8 +152,6 @@ def sampling(bench: Bench, folder: Path, seed: int) -> None:
             if not lines.missing(pattern, sparsity, entries):
                 continue
             subject = replace(bench.at(pattern, sparsity), entries=entries)
-            norms = {name: found["norm"] for name, found in subject.statistics.items()}
-            subject.__dict__["sample"] = Sample(subject.plan.views, norms, SPACE.kernels, 0, entries)
             score = get_proxy("fisher").prepare(subject)
             start = time.perf_counter()
             values = [score(coefficients) for coefficients in _points(seed)]
@@ -181,7 +181,7 @@ def ablation(bench: Bench, folder: Path, seed: int) -> None:
         plain = Coefficients(row=base["row"], column=base["column"], activation=base["activation"])
         for label, coefficients, shuffle in _ablations(plain):
             if lines.missing(pattern, sparsity, label):
-                with _shuffled(subject, shuffle), subject.masked(coefficients):
+                with _shuffled(shuffle), subject.masked(coefficients):
                     lines.add(pattern, sparsity, label, other=_perplexity(bench.model, bench.other))
                 print(pattern, sparsity, label, f"{lines.found[(pattern, sparsity, label)]['other']:.2f}", flush=True)
 
@@ -202,29 +202,25 @@ def _ablations(plain: Coefficients) -> Iterator[tuple[str, Coefficients, int | N
                     yield f"{form} {kernel} x {kernel}, shuffled {seed}", near, seed
 
 
-class _shuffled:  # noqa: N801 - a context manager
+@contextmanager
+def _shuffled(seed: int | None) -> Iterator[None]:
     """Inside, the neighbourhood term sees rows and columns in a random order; everything else stays in place."""
+    import crepe.criteria.crepe as module
 
-    def __init__(self, subject: Subject, seed: int | None) -> None:
-        self.seed = seed
+    original, generator = module.neighbourhood_term, torch.Generator().manual_seed(seed or 0)
 
-    def __enter__(self) -> None:
-        import crepe.criteria.crepe as module
+    def term(size: Tensor, form: str, kernel: int) -> Tensor:
+        rows = torch.randperm(size.shape[0], generator=generator)
+        columns = torch.randperm(size.shape[1], generator=generator)
+        mixed = original(size[rows][:, columns].contiguous(), form, kernel)
+        return mixed[rows.argsort()][:, columns.argsort()]
 
-        self.module, self.original = module, module.neighbourhood_term
-        if self.seed is not None:
-            generator = torch.Generator().manual_seed(self.seed)
-
-            def term(size: Tensor, form: str, kernel: int) -> Tensor:
-                rows = torch.randperm(size.shape[0], generator=generator)
-                columns = torch.randperm(size.shape[1], generator=generator)
-                mixed = self.original(size[rows][:, columns].contiguous(), form, kernel)
-                return mixed[rows.argsort()][:, columns.argsort()]
-
-            module.neighbourhood_term = term  # type: ignore[assignment]
-
-    def __exit__(self, *error: object) -> None:
-        self.module.neighbourhood_term = self.original
+    if seed is not None:
+        module.neighbourhood_term = term  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        module.neighbourhood_term = original
 
 
 def cost(bench: Bench, folder: Path, seed: int) -> None:
@@ -258,6 +254,24 @@ def trials(bench: Bench, folder: Path, seed: int) -> None:
             lines.add(pattern, sparsity, value=found.value, trial=found.seconds_per_trial, **_plain(found.coefficients))
 
 
+def samplers(bench: Bench, folder: Path, seed: int) -> None:
+    from crepe.search.samplers import SAMPLERS
+    from crepe.search.study import best_trial, open_study, run_trials
+
+    lines = Lines(folder / "samplers.jsonl")
+    for pattern, sparsity in PATTERNS[:1] + PATTERNS[2:]:
+        score = get_proxy("fisher").prepare(bench.at(pattern, sparsity))
+        reference = score(RIA)
+        for name in SAMPLERS.names():
+            for number in range(3):
+                if lines.missing(pattern, sparsity, name, number):
+                    study = open_study(None, SAMPLERS.get(name)(SPACE, number), {})
+                    run_trials(study, SPACE.suggest, lambda point: score(SPACE.coefficients(point)), 200, None)  # noqa: B023
+                    best = best_trial(study)
+                    lines.add(pattern, sparsity, name, number, value=best.value, ria=reference, **best.params)
+                    print(pattern, sparsity, name, number, best.value, flush=True)
+
+
 def gap(bench: Bench, folder: Path, seed: int) -> None:
     """Every point of `trials` beside RIA and what crepe prunes with by default."""
     lines = Lines(folder / "gap.jsonl")
@@ -286,6 +300,7 @@ STAGES = {
     "ablation": ablation,
     "cost": cost,
     "trials": trials,
+    "samplers": samplers,
     "gap": gap,
 }
 

@@ -17,10 +17,12 @@ def report(folder: Path, seed: int) -> None:
     points = Lines(folder / f"points-{seed}.jsonl")
     values = {(p, s): _values(folder, points, seed, p, s) for p, s in PATTERNS}
     values = {pair: found for pair, found in values.items() if len(found.get("other", ())) >= 60}
-    _correlations(values)
+    if values:
+        _correlations(values)
     _costs(Lines(folder / f"proxies-{seed}.jsonl"))
     _sampling(Lines(folder / f"sampling-{seed}.jsonl"), values)
     _ablation(Lines(folder / "ablation.jsonl"))
+    _samplers(Lines(folder / "samplers.jsonl"))
     _gap(Lines(folder / "gap.jsonl"))
     for (pattern, sparsity), found in values.items():
         _scatter(folder / f"pho-{pattern.replace(':', '-')}-{sparsity:.0%}.svg".replace("%", ""), found)
@@ -120,6 +122,16 @@ def _scatter(path: Path, found: dict[str, Any]) -> None:
     figure.savefig(path, format="svg", metadata={"Date": None})
 
 
+def _samplers(lines: Lines) -> None:
+    print("\n| sampler |", " | ".join(f"{p} {s}" for p, s in dict.fromkeys(k[:2] for k in lines.found)), "|")
+    for name in dict.fromkeys(key[2] for key in lines.found):
+        cells = [
+            ", ".join(f"{lines.found[*pair, name, number]['value']:.4f}" for number in range(3))
+            for pair in dict.fromkeys(key[:2] for key in lines.found)
+        ]
+        print(f"| {name} |", " | ".join(cells), "|")
+
+
 def _gap(lines: Lines) -> None:
     """Perplexities, and the share of the gap from RIA to the best point of the trials that is left."""
     print("| pattern | text | RIA | 200 trials of perplexity | shipped | gap left |")
@@ -128,5 +140,5 @@ def _gap(lines: Lines) -> None:
         names = ("RIA", "200 trials of perplexity", "shipped")
         for text in ("held", "other"):
             ria, best, ours = (lines.found[pattern, sparsity, name][text] for name in names)
-            cells = [f"{value:.2f}" for value in (ria, best, ours)]
-            print(f"| {_label(pattern, sparsity)} | {text} |", " | ".join(cells), f"| {(ours - best) / (ria - best):.2f} |")
+            cells = [_label(pattern, sparsity), text, *(f"{value:.2f}" for value in (ria, best, ours))]
+            print("|", " | ".join([*cells, f"{(ours - best) / (ria - best):.2f}"]), "|")

@@ -30,6 +30,14 @@ def test_never_worse_than_ria() -> None:
     assert found == corner and judged[0] == {"name": "RIA", "judge": 0.0} and len(judged) == 7
 
 
+def test_a_narrow_space_is_not_left() -> None:
+    space = Space(activation=(0.8, 0.9))
+    points = random_points(space, 8, 0)
+    trials = [SimpleNamespace(number=i, value=float(i), params=point) for i, point in enumerate(points)]
+    names = {entry["name"] for entry in decide(trials, space, 5, lambda c: c.activation)[1]}
+    assert all(name.startswith("trial") for name in names)
+
+
 def test_a_judge_without_an_answer_does_not_win() -> None:
     best = SPACE.coefficients(min(TRIALS, key=lambda t: t.value).params)
     found, judged = decide(TRIALS, SPACE, 5, lambda c: math.nan if c == best else c.row)

@@ -143,6 +143,7 @@ def test_the_command(
     result = json.loads(capsys.readouterr().out)
     assert result["trials"] == 12 and result["output"] == str(path) and len(result["checked"]) == 4
     report = (tmp_path / "c.html").read_text()
+    assert "What it costs: prepares" in report
     for heading in ("History", "Importance", "Proxy against perplexity"):
         assert f"<h2>{heading}" in report
     assert report.count("<svg") == 3 and 'src="http' not in report and 'href="http' not in report
@@ -165,11 +166,33 @@ def test_studies_of_models_in_memory_are_told_apart(tmp_path: Path) -> None:
         crepe.find_coefficients(model, **fields)
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--kernels", "3,x"], "'3,x' must be window sizes such as 3,5,7"),
+        (["--balance", "0.5"], "'0.5' must be LOW,HIGH such as 0,1"),
+    ],
+)
+def test_malformed_lists(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["search", *flags])
+    assert message in capsys.readouterr().err
+
+
 def test_dropout_is_off_and_the_mode_comes_back() -> None:
     torch.manual_seed(0)
     model, rows = tiny_model("gpt2").train(), torch.randint(3, 100, (6, 16))
+    model.transformer.h[0].eval()
     found = [search(model, rows=rows, trials=3, proxy="kl", held=2).value for _ in range(2)]
     assert found[0] == found[1] and model.training
+    assert not model.transformer.h[0].training and model.transformer.h[1].training
+
+
+def test_experts_compute_as_before_afterwards() -> None:
+    model = tiny_model("qwen3_moe")
+    model.set_experts_implementation("batched_mm")
+    search(model, rows=torch.randint(3, 100, (6, 16)), trials=2, finalists=0)
+    assert model.config._experts_implementation == "batched_mm"
 
 
 @pytest.mark.parametrize(
@@ -180,6 +203,10 @@ def test_dropout_is_off_and_the_mode_comes_back() -> None:
         (["--trials", "0"], 2, "trials = 0"),
         (["--activation", "2,1"], 2, "impossible space: activation 2,1"),
         (["--kernels", "4"], 2, "kernel 4"),
+        (["--finalists", "-3"], 2, "finalists = -3: it must be at least 0"),
+        (["--check", "-2"], 2, "check = -2: it must be at least 0"),
+        (["--pattern", "channel"], 2, "pattern 'channel' removes more than single weights"),
+        (["--pattern", "colblock:8x4"], 2, "pattern 'colblock:8x4' removes more than single weights"),
         (["--kernels", "3,3"], 2, "one of them twice"),
         (["--compare", "global"], 2, "search with 'tensor' or 'row'"),
         (["--forms", "contxt"], 2, "did you mean 'context'"),

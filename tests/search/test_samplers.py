@@ -37,6 +37,14 @@ def test_points_lie_in_the_space(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_the_first_points_are_spread_over_the_space(name: str) -> None:
+    first = _run(name, None, [14])
+    for parameter, (low, high) in SPACE.continuous.items():
+        values = [point[parameter] for point in first]
+        assert max(values) - min(values) > 0.4 * (high - low)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_ranges_whose_width_rounds_up(name: str) -> None:
     space = Space(activation=(0.03, 0.29))
     study = open_study(None, SAMPLERS.get(name)(space, 0), {})

@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crepe.criteria.crepe import crepe_score
+from crepe.criteria import Coefficients
 from crepe.errors import UsageError
-from crepe.masks import parse_pattern
 from crepe.search.space import Space, random_points
 
 
@@ -23,15 +21,21 @@ def test_points_become_shares(seed: int) -> None:
     assert (found.form, found.kernel, found.activation) == (point["form"], point["kernel"], point["activation"])
 
 
-def test_two_points_mean_two_scores() -> None:
-    torch.manual_seed(0)
-    weight, norm, pattern = torch.randn(64, 64), torch.rand(64) + 0.1, parse_pattern("unstructured")
-    points = random_points(Space(), 30, 0)
-    masks = [
-        pattern.select(crepe_score(weight, norm, Space().coefficients(point)), 0.5, "tensor").numpy().tobytes()
-        for point in points
-    ]
-    assert len(set(masks)) == len(points)
+@given(st.integers(0, 10_000), st.floats(0.1, 10))
+def test_a_score_gives_its_point_back_at_any_scale(seed: int, scale: float) -> None:
+    """Coefficients that differ by a factor alone mean the same masks; the space has one point for all of them."""
+    (point,) = random_points(Space(), 1, seed)
+    found = Space().coefficients(point)
+    row, column, near = (scale * value for value in (found.row, found.column, found.neighbourhood))
+    assert row / (row + column) == pytest.approx(point["balance"])
+    assert near / (row + column + near) == pytest.approx(point["neighbourhood"])
+
+
+def test_what_the_space_holds() -> None:
+    ria = Coefficients()
+    assert Space().holds(ria) and Space(groups=("attention", "mlp")).holds(ria)
+    for narrow in ({"balance": (0.9, 1.0)}, {"neighbourhood": (0.1, 0.2)}, {"activation": (0.6, 1.0)}):
+        assert not Space(**narrow).holds(ria)
 
 
 def test_groups_have_coefficients_of_their_own() -> None:

@@ -29,16 +29,19 @@ def _value(point: dict[str, Any]) -> float:
 
 
 _WORKER = """
-import os, sys
+import os, sys, time
 from pathlib import Path
 from crepe.search.samplers import SAMPLERS
 from crepe.search.space import Space
 from crepe.search.study import open_study, run_trials
-path, trials, die = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+path, trials, die, wait = Path(sys.argv[1]), *map(int, sys.argv[2:5])
 study = open_study(path, SAMPLERS.get("cmaes")(Space(), 0), {})
 def value(point):
     if len(study.trials) == die:
         os.kill(os.getpid(), 9)
+    end = time.time() + wait
+    while time.time() < end and len({t.user_attrs.get("worker") for t in study.trials}) < 2:
+        time.sleep(0.05)
     return abs(point["activation"] - 1)
 run_trials(study, Space().suggest, value, trials, None)
 """
@@ -48,8 +51,8 @@ def test_killed_in_a_trial_and_resumed_gives_the_same_best(tmp_path: Path) -> No
     whole = _open(tmp_path / "whole")
     run_trials(whole, SPACE.suggest, _value, 30, None)
     arguments = [sys.executable, "-c", _WORKER, str(tmp_path / "killed"), "30"]
-    assert subprocess.run([*arguments, "12"]).returncode == -9
-    assert subprocess.run([*arguments, "0"]).returncode == 0
+    assert subprocess.run([*arguments, "12", "0"]).returncode == -9
+    assert subprocess.run([*arguments, "0", "0"]).returncode == 0
     killed = optuna.load_study(study_name="crepe", storage=_open(tmp_path / "killed")._storage)
     assert [t.state.name for t in killed.trials].count("FAIL") == 1
     done = [t.params for t in killed.trials if t.state.name == "COMPLETE"]
@@ -58,13 +61,24 @@ def test_killed_in_a_trial_and_resumed_gives_the_same_best(tmp_path: Path) -> No
 
 
 def test_two_workers_on_one_study(tmp_path: Path) -> None:
-    arguments = [sys.executable, "-c", _WORKER, str(tmp_path / "study"), "40", "0"]
+    arguments = [sys.executable, "-c", _WORKER, str(tmp_path / "study"), "40", "0", "60"]
     workers = [subprocess.Popen(arguments) for _ in range(2)]
     assert [worker.wait(120) for worker in workers] == [0, 0]
     study = _open(tmp_path / "study")
     complete = [t for t in study.trials if t.state.name == "COMPLETE"]
     assert 40 <= len(complete) <= 41
     assert len({t.user_attrs["worker"] for t in complete}) == 2
+
+
+def test_a_trial_that_died_elsewhere_is_given_up_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = _open(tmp_path / "study")
+    run_trials(study, SPACE.suggest, _value, 5, None)
+    trial = study.ask()
+    study._storage.set_trial_user_attr(trial._trial_id, "worker", "elsewhere:7")
+    assert _open(tmp_path / "study").trials[-1].state.name == "RUNNING"
+    monkeypatch.setattr("crepe.search.study._ELSEWHERE", 0)
+    monkeypatch.setattr("crepe.search.study._TIMES", 0)
+    assert _open(tmp_path / "study").trials[-1].state.name == "FAIL"
 
 
 def test_a_line_cut_short_by_a_kill_is_dropped(tmp_path: Path) -> None:
@@ -140,7 +154,7 @@ def test_a_trial_that_another_process_gave_up_is_left_out(caplog: pytest.LogCapt
 def test_no_trial_with_a_value() -> None:
     study = _open(None)
     run_trials(study, SPACE.suggest, lambda point: math.nan, 3, None)
-    with pytest.raises(CrepeError, match="no trial of the search has a value"):
+    with pytest.raises(CrepeError, match=r"none of [0-9]+ trials has a value: choose another --proxy"):
         best_trial(study)
 
 
