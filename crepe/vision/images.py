@@ -39,7 +39,7 @@ class Images:
     def picture(self, index: int) -> Any:
         """One picture as RGB. Raises CrepeError naming the one that cannot be read."""
         try:
-            return self.decode(self.pictures[index]).convert("RGB")
+            return _eight_bits(self.decode(self.pictures[index])).convert("RGB")
         except Exception as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise CrepeError(
@@ -49,9 +49,30 @@ class Images:
     def subset(self, indices: Sequence[int]) -> Images:
         labels = tuple(self.labels[i] for i in indices) if self.labels else ()
         chosen = list(indices)
-        return Images(
-            self.source, [self.pictures[i] for i in chosen], labels, lambda i: self.names(chosen[i]), self.decode
-        )
+        return Images(self.source, _Chosen(self.pictures, chosen), labels, lambda i: self.names(chosen[i]), self.decode)
+
+
+class _Chosen(Sequence[Any]):
+    """Some pictures of many, fetched when asked for: a Hub data set decodes what it hands out."""
+
+    def __init__(self, pictures: Sequence[Any], indices: Sequence[int]) -> None:
+        self._pictures, self._indices = pictures, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._pictures[self._indices[index]]
+
+
+def _eight_bits(picture: Any) -> Any:
+    """Grey of 16 bits as grey of 8; Pillow itself would cut everything above 255 off."""
+    import numpy
+    from PIL import Image
+
+    if not picture.mode.startswith("I"):
+        return picture
+    return Image.fromarray((numpy.asarray(picture).clip(0, 65535) // 256).astype("uint8"))
 
 
 def read_images(source: str, purpose: str = "evaluation", label_ids: Mapping[str, int] | None = None) -> Images:
@@ -85,17 +106,24 @@ def require_labels(images: Images, classes: int, what: str) -> None:
 
 
 def chosen(images: Images, count: int, seed: int) -> Images:
-    """At most `count` pictures, chosen by seed, in the order of the source."""
-    if len(images) <= count:
-        return images
+    """At most `count` pictures, in an order chosen by seed: sources often come class by class, and a batch, or the
+    first few pictures, should hold every class."""
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count]
-    return images.subset(sorted(order.tolist()))
+    return images.subset(order.tolist())
+
+
+def parts(count: int, size: int) -> list[range]:
+    """Consecutive numbers below `count`, `size` at a time; one that would be left alone joins those before it, because
+    a batch norm cannot be trained on one value."""
+    starts = list(range(0, count, size))
+    if size > 1 and len(starts) > 1 and starts[-1] == count - 1:
+        starts.pop()
+    return [range(start, end) for start, end in zip(starts, [*starts[1:], count], strict=False)]
 
 
 def batches(images: Images, preprocess: Preprocessor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(pixel values, labels) of `size` pictures at a time; labels are empty where there are none."""
-    for start in range(0, len(images), size):
-        indices = range(start, min(start + size, len(images)))
+    """(pixel values, labels) of `parts` of the pictures; labels are empty where there are none."""
+    for indices in parts(len(images), size):
         labels = [images.labels[i] for i in indices] if images.labels else []
         yield pixels(images, preprocess, indices), torch.tensor(labels, dtype=torch.long)
 
@@ -110,11 +138,22 @@ def digest(values: Tensor) -> str:
 
 
 def _folder(source: str, path: Path, label_ids: Mapping[str, int]) -> Images:
-    """Sub-folders are classes, in alphabetical order unless the model knows their names."""
+    """Sub-folders are classes, in alphabetical order unless the model knows their names; hidden ones are none.
+
+    Raises:
+        CrepeError: no images, images beside the classes, or the model knows the names of some classes only.
+    """
     from PIL import Image
 
     classes = sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS)
+    found = sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS)
+    files = [p for p in found if not any(part.startswith(".") for part in p.relative_to(path).parts)]
+    stray = next((p for p in files if classes and p.parent == path), None)
+    if stray is not None:
+        raise CrepeError(f"{stray} lies beside the folders of the classes: move it into one of them, or take it out")
+    unknown = [name for name in classes if name not in label_ids]
+    if label_ids and 0 < len(unknown) < len(classes):
+        raise CrepeError(f"{source} has the folder {unknown[0]!r}, which is no class of the model: rename it")
     if not files:
         raise CrepeError(f"{source} holds no images: expected one folder per class with {', '.join(ENDINGS)} files")
     known = all(name in label_ids for name in classes)
@@ -135,10 +174,17 @@ def _parquet(source: str, path: Path) -> Images:
     image = _column(table.column_names, _IMAGES, source, "image")
     label = next((name for name in _LABELS if name in table.column_names), None)
     rows = table.column(image).to_pylist()
-    labels = tuple(int(x) for x in table.column(label).to_pylist()) if label else ()
+    labels = _numbers(table.column(label).to_pylist(), source) if label else ()
     if not rows:
         raise CrepeError(f"{source} holds no images: give a file with rows in it")
     return Images(source, rows, labels, lambda i: f"in row {i} of {source}", _from_bytes)
+
+
+def _numbers(values: Sequence[Any], source: str) -> tuple[int, ...]:
+    for row, value in enumerate(values):
+        if not isinstance(value, int):
+            raise CrepeError(f"the label in row {row} of {source} is {value!r}: expected the number of a class")
+    return tuple(values)
 
 
 def _from_bytes(cell: Any) -> Any:

@@ -121,14 +121,18 @@ def prune_image_object(model: nn.Module, example: Tensor, given: dict[str, Any],
         raise UsageError("output: a module in memory is pruned in place; save its state_dict and crepe.vision.shapes")
     if choices.needs_images and preprocess is None:
         raise UsageError("preprocess: give the function that turns a list of pictures into pixel values")
-    training, images = model.training, _images(choices, None)
+    training = {name: module.training for name, module in model.named_modules()}
+    frozen = frozenset(name for name, p in model.named_parameters() if not p.requires_grad)
+    images = _images(choices, None)
     # Graph, costs and cut are worked out on the CPU; only what reads the images runs on the device.
-    run = _Run(choices, model.eval().to("cpu"), preprocess, images, device, example.to("cpu"))
+    run = _Run(choices, model.eval().to("cpu"), preprocess, images, device, example.to("cpu"), frozen)
     try:
         graph = Graph(model, run.example)
         result = run.carry_out(graph, run.selection(graph), None, type(model).__name__, started)
     finally:
-        model.to(device).train(training)
+        model.to(device)
+        for name, module in model.named_modules():
+            module.training = training.get(name, module.training)
     result.model = model
     return result
 
@@ -138,7 +142,12 @@ def _images(choices: ImageChoices, model: Any) -> Images | None:
     if not choices.needs_images:
         return None
     ids = getattr(getattr(model, "config", None), "label2id", None)
-    return read_images(choices.recipe.calibration, "calibration", ids)
+    images = read_images(choices.recipe.calibration, "calibration", ids)
+    if choices.recipe.finetune:
+        from crepe.vision.train import split
+
+        split(images, choices.recipe.seed)  # too few images are said before anything is touched
+    return images
 
 
 def _already_there(choices: ImageChoices, fingerprint: dict[str, Any], output: Path) -> ImageResult:
@@ -175,6 +184,7 @@ class _Run:
     images: Images | None
     device: torch.device
     example: Tensor
+    frozen: frozenset[str] = frozenset()  # parameters that nothing trains
 
     def selection(self, graph: Graph) -> Selection:
         """What goes, by the method's parts and what they need to know of the images."""
@@ -222,10 +232,18 @@ class _Run:
             cut(graph, selection.groups, selection.kept)
             attributes = {found.name: cut_heads(self.model, found, choice) for found, choice in selection.heads}
             masks = zeros_after(self.model, selection)
-        self.model.requires_grad_(True)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name not in self.frozen)
         self._repair_after(masks)
         training = self._train(masks, work)
         seconds, zeros = time.perf_counter() - started, sum(report.zeros for report in reports.values())
+        left, notes = macs(self.model, self.example), _notes(self.choices, selection)
+        if (
+            self.choices.macs is not None
+            and self.choices.recipe.format != "dense"
+            and left > self.choices.macs * dense[1]
+        ):
+            notes.append(f"macs: {left / dense[1]:.3f} are left, more than asked for: see what was skipped, and why")
         return ImageResult(
             None,
             zeros / sum(report.total for report in reports.values()),
@@ -234,11 +252,11 @@ class _Run:
             [{"name": s.name, "shape": list(s.shape), "reason": s.reason} for s in selection.skipped],
             source,
             (dense[0], parameters(self.model)),
-            (dense[1], macs(self.model, self.example)),
+            (dense[1], left),
             _layers(selection),
             reports,
             training,
-            _notes(self.choices, selection),
+            notes,
             attributes=attributes,
             row_orders={name: order.tolist() for name, order in selection.orders.items()},
         )

@@ -46,7 +46,7 @@ def save_image_model(
     model = model.to("cpu").eval()
     shapes = changed(shapes_of(build(source)), shapes_of(model))
     try:
-        native = _save_weights(model, source, shapes, about["result"].attributes, final)
+        native = _save_weights(model, source, shapes, _attributes(source, about["result"].attributes), final)
         preprocess.save(final)
         if about["recipe"].onnx:
             from crepe.vision.onnx import export
@@ -58,6 +58,12 @@ def save_image_model(
     except OSError as error:
         raise CrepeError(f"cannot write {final}: {error}; free some space and go on with --resume") from error
     return final
+
+
+def _attributes(source: ImageSource, new: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What modules hold beside their weights: from the folder that was pruned further, and from this run."""
+    earlier = source.config.get(ATTRIBUTES) or {}
+    return {name: {**earlier.get(name, {}), **new.get(name, {})} for name in {**earlier, **new}}
 
 
 def _save_weights(

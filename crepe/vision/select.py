@@ -48,17 +48,8 @@ class Selection:
 
 
 def candidates(graph: Graph, part: FilterPart, choices: ImageChoices) -> tuple[list[Group], list[Skipped]]:
-    """Groups that `part` may cut, and the others with reasons.
-
-    Raises:
-        UsageError: --include or --exclude name no layer.
-    """
+    """Groups that `part` may cut, and the others with reasons."""
     recipe = choices.recipe
-    names = [group.name for group in graph.groups]
-    for flag, patterns in (("--include", recipe.include), ("--exclude", recipe.exclude)):
-        for pattern in patterns:
-            if not any(_matches(name, (pattern,)) for name in names):
-                raise UsageError(f"{flag} {pattern!r} matches no layer: --dry-run lists them")
     found, skipped = [], []
     first = _first(graph, part) if part.spares_first else None
     for group in graph.groups:
@@ -91,8 +82,9 @@ def select(
     method or the allocation needs it.
 
     Raises:
-        CrepeError: nothing can be cut, or a layer would be emptied.
+        UsageError: --include or --exclude name no layer. CrepeError: nothing can be cut, or a layer would be emptied.
     """
+    _require_matches(graph, choices)
     found, saved, share = Selection([], {}), 0, choices.sparsity
     filtering = _with_curves(graph, choices, statistics, evidence)
     cost = None if choices.macs is None else HeadCost(graph.model, example)
@@ -110,6 +102,16 @@ def select(
         reasons = "; ".join(f"{s.name}: {s.reason}" for s in found.skipped[:2])
         raise CrepeError(f"method {choices.recipe.method!r} finds nothing to prune in this model ({reasons})")
     return found
+
+
+def _require_matches(graph: Graph, choices: ImageChoices) -> None:
+    layers = [n for n, module in graph.model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    names = [*layers, *(group.name for group in graph.groups), *(a.name for a in find_attentions(graph.model))]
+    recipe = choices.recipe
+    for flag, patterns in (("--include", recipe.include), ("--exclude", recipe.exclude)):
+        for pattern in patterns:
+            if not any(_matches(name, (pattern,)) for name in names):
+                raise UsageError(f"{flag} {pattern!r} matches no layer: --dry-run lists them")
 
 
 def _joined(first: Selection, second: Selection) -> Selection:
@@ -280,7 +282,8 @@ def _head_choices(
     found, skipped = [], []
     for index, attention in enumerate(find_attentions(model)):
         choice = None
-        if not _matches(attention.name, choices.recipe.exclude):
+        names = (attention.name, attention.query, attention.key, attention.value, attention.output)
+        if not any(_matches(name, choices.recipe.exclude) for name in names):
             choice = part.select(heads_of(model, attention, index), share)
         if choice is None:
             skipped.append(_skipped(model, attention.query, "the method leaves this attention as it is"))

@@ -15,7 +15,7 @@ from crepe.pipeline.progress import bar
 from crepe.recipe import Recipe
 from crepe.vision.augment import crop_and_flip
 from crepe.vision.cut import hold
-from crepe.vision.images import Images, batches, pixels
+from crepe.vision.images import Images, batches, parts, pixels
 from crepe.vision.load import logits_of
 from crepe.vision.preprocess import Preprocessor
 from crepe.vision.state import Progress, read_progress, save_progress
@@ -56,7 +56,7 @@ def finetune(
     ready: Any = accelerator.prepare(model)
     optimizer = _optimizer(model, recipe)
     progress = read_progress(work, model, optimizer) or Progress([], {})
-    steps = math.ceil(len(train) / recipe.batch_size)
+    steps = len(parts(len(train), recipe.batch_size))
     with bar("fine-tuning", recipe.finetune * steps) as advance:
         for _ in range(len(progress.history) * steps):
             advance()
@@ -72,6 +72,7 @@ def finetune(
                 advance()
             progress = _after_epoch(progress, model, held, preprocess, device, epoch, loss / steps)
             save_progress(work, model, optimizer, progress)
+    accelerator.unwrap_model(ready, keep_fp32_wrapper=False)  # what runs the model after this computes as before
     model.load_state_dict(progress.best)
     model.to("cpu").eval()
     return progress.history
@@ -92,9 +93,10 @@ def epoch_batches(images: Images, preprocess: Preprocessor, size: int, seed: int
     """Every image once, in an order and with crops and flips that the seed decides: (pixel values, labels)."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(images), generator=generator)
-    for part in torch.split(order, size):
-        values = crop_and_flip(pixels(images, preprocess, part.tolist()), generator)
-        yield values, torch.tensor([images.labels[i] for i in part.tolist()])
+    for part in parts(len(images), size):
+        indices = [int(order[i]) for i in part]
+        values = crop_and_flip(pixels(images, preprocess, indices), generator)
+        yield values, torch.tensor([images.labels[i] for i in indices])
 
 
 def cosine(step: int, total: int, highest: float) -> float:

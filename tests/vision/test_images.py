@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
 
 from crepe.errors import CrepeError, UsageError
-from crepe.vision.images import batches, chosen, read_images, require_labels
+from crepe.vision.images import batches, chosen, parts, read_images, require_labels
 from image_data import STEPS, parquet, picture
 
 
@@ -48,8 +52,62 @@ def test_a_table_keeps_the_order_of_its_rows(tmp_path: Path) -> None:
 
 def test_a_choice_depends_on_the_seed_alone(tmp_path: Path) -> None:
     images = read_images(parquet(tmp_path / "a.parquet", 40))
-    first, again, other = (chosen(images, 10, seed).pictures for seed in (0, 0, 1))
+    first, again, other = (list(chosen(images, 10, seed).pictures) for seed in (0, 0, 1))
     assert first == again != other and len(chosen(images, 99, 0)) == 40
+
+
+def test_what_comes_class_by_class_is_mixed(tmp_path: Path) -> None:
+    for index in range(40):
+        (tmp_path / f"c{index // 10}").mkdir(exist_ok=True)
+        picture(index).save(tmp_path / f"c{index // 10}" / f"{index}.png")
+    for count in (20, 40):
+        assert len(set(chosen(read_images(str(tmp_path)), count, 0).labels[:10])) > 1
+
+
+@given(st.integers(0, 50), st.integers(1, 9))
+def test_parts_hold_every_number_once_and_none_is_alone(count: int, size: int) -> None:
+    found = parts(count, size)
+    assert [i for part in found for i in part] == list(range(count))
+    assert all(len(part) == size for part in found[:-1]) and all(len(part) <= size + 1 for part in found)
+    assert min(count, size) < 2 or all(len(part) > 1 for part in found)
+
+
+def test_grey_of_sixteen_bits_keeps_its_shades(tmp_path: Path) -> None:
+    ramp = numpy.arange(0, 65536, 64, dtype=numpy.uint16).reshape(32, 32)
+    (tmp_path / "a").mkdir()
+    Image.fromarray(ramp).save(tmp_path / "a" / "ramp.png")
+    found = numpy.asarray(read_images(str(tmp_path)).picture(0))[:, :, 0]
+    assert (found == ramp // 256).all()
+
+
+def test_pictures_outside_of_classes(tmp_path: Path) -> None:
+    folder = _folder(tmp_path / "data")
+    (folder / ".hidden").mkdir()
+    picture(0).save(folder / ".hidden" / "x.png")
+    assert len(read_images(str(folder))) == 3
+    picture(0).save(folder / "stray.png")
+    with pytest.raises(CrepeError, match=r"stray\.png lies beside the folders of the classes"):
+        read_images(str(folder))
+
+
+def test_a_class_that_the_model_does_not_know_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CrepeError, match="folder 'cat', which is no class of the model"):
+        read_images(str(_folder(tmp_path / "data")), label_ids={"dog": 3, "mouse": 7})
+
+
+def test_labels_that_are_no_numbers_are_named(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(parquet(tmp_path / "a.parquet", 3))
+    column = table.column_names.index("label")
+    for labels, row, value in ((["cat", "dog", "cat"], 0, "'cat'"), ([0, None, 1], 1, "None")):
+        table = table.set_column(column, "label", pyarrow.array(labels))
+        pyarrow.parquet.write_table(table, tmp_path / "b.parquet")
+        with pytest.raises(
+            CrepeError, match=rf"the label in row {row} of .* is {value}: expected the number of a class"
+        ):
+            read_images(str(tmp_path / "b.parquet"))
 
 
 def test_labels_that_do_not_fit_are_one_line(tmp_path: Path) -> None:

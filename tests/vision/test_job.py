@@ -87,6 +87,32 @@ def test_hugging_face_models_in_and_out(name: str, tmp_path: Path) -> None:
     _logits(str(tmp_path / "twice"))
 
 
+def test_smaller_heads_stay_smaller_when_pruned_further(tmp_path: Path) -> None:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    folder, heads = hugging_face_folder(tmp_path / "vit", "vit"), str(tmp_path / "heads")
+    width = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    ViTForImageClassification(ViTConfig(**width, image_size=32, patch_size=8, num_labels=5)).save_pretrained(folder)
+    crepe.prune(folder, heads, method="toast", sparsity=0.5, calibration=parquet(tmp_path / "a.parquet", 30))
+    model, _ = crepe.load(heads)
+    assert model.vit.layers[1].attention.head_dim < 32
+    crepe.prune(model, example=EXAMPLE, method="l2", sparsity=0.5)
+    crepe.prune(heads, tmp_path / "further", method="l2", sparsity=0.5)
+    with torch.no_grad():
+        torch.testing.assert_close(_logits(str(tmp_path / "further")), logits_of(model(EXAMPLE)))
+
+
+def test_projections_can_be_excluded_by_name(tmp_path: Path) -> None:
+    folder = hugging_face_folder(tmp_path / "vit", "vit")
+    model, _ = crepe.load(folder)
+    query = next(name for name, _ in model.named_modules() if name.endswith(("query", "q_proj")))
+    fields = {"sparsity": 0.5, "calibration": parquet(tmp_path / "a.parquet", 30)}
+    result = crepe.prune(folder, tmp_path / "out", method="toast", exclude=f"*{query.split('.')[-1]}", **fields)
+    assert not any("query" in name or "q_proj" in name for name in result.tensors)
+    with pytest.raises(crepe.UsageError, match="--exclude 'nosuchlayer' matches no layer"):
+        crepe.prune(folder, tmp_path / "none", method="bcbp", sparsity=0.5, exclude="nosuchlayer")
+
+
 def test_a_share_of_multiply_accumulates_is_met_as_closely_as_channels_can(
     place: dict[str, str], tmp_path: Path
 ) -> None:
@@ -143,11 +169,28 @@ def test_a_module_in_memory_is_cut_in_place() -> None:
         crepe.prune(model, example=EXAMPLE, method="taylor", calibration="a.parquet")
 
 
-def test_a_module_that_cannot_be_pruned_is_given_back_as_it_was() -> None:
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [({"sparsity": 0.99}, "leaves none"), ({"sparsity": 0.5, "finetune": 1}, "fine-tuning needs at least")],
+)
+def test_a_module_that_cannot_be_pruned_is_given_back_as_it_was(
+    fields: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     model = plain(Grouped).train()
-    with pytest.raises(crepe.CrepeError, match="leaves none"):
-        crepe.prune(model, example=EXAMPLE, method="l2", sparsity=0.99)
-    assert model.training
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    images = {"calibration": parquet(tmp_path / "a.parquet", 5), "preprocess": lambda found: EXAMPLE[: len(found)]}
+    with pytest.raises(crepe.CrepeError, match=message):
+        crepe.prune(model, example=EXAMPLE, method="l2", **images, **fields)
+    assert model.training and all(torch.equal(before[name], t) for name, t in model.state_dict().items())
+
+
+def test_modes_and_frozen_parameters_stay() -> None:
+    model = plain(Grouped).train()
+    child = next(model.children())
+    child.eval().requires_grad_(False)
+    crepe.prune(model, example=EXAMPLE, method="l2", sparsity=0.5)
+    assert model.training and not child.training
+    assert not any(p.requires_grad for p in child.parameters()) and any(p.requires_grad for p in model.parameters())
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -51,6 +51,7 @@ def _parts(aligned: bool) -> tuple[MaskPart, FilterPart]:
     return taps, FilterPart(lambda layer, keep: largest(norm_score(layer, 2), keep), projects, seeks_tied=True)
 
 
-# The names of the paper: B for balanced, H for aligned to the hardware.
+# The names of the paper: B for balanced, H for aligned to the hardware; the whole method is both.
+METHODS.add("deprune", Method(_parts(True)))
 METHODS.add("deprune-b", Method(_parts(False)))
 METHODS.add("deprune-bh", Method(_parts(True)))

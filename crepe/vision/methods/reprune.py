@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from crepe.vision.methods.base import METHODS, FilterPart, Layer, Method
@@ -17,7 +18,7 @@ from crepe.vision.representatives import representatives
 def select(layer: Layer, keep: int, normalise: bool = False) -> Tensor:
     """A depth-wise layer that only passes the channels on has one kernel for each of them and nothing to cluster."""
     making = [weight for weight in layer.weights if weight.shape[1] > 1] or [layer.weight]
-    return representatives(making, keep, normalise).sort().values
+    return representatives(making, keep, normalise, torch.get_num_threads()).sort().values
 
 
 def suits(layer: Layer) -> bool:

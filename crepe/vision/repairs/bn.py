@@ -11,7 +11,8 @@ from crepe.vision.repairs.base import REPAIRS, Repair
 
 
 def measure_again(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Running mean and variance become the averages over `batches` (Li et al. 2020, EagleEye, section 3.3)."""
+    """Running mean and variance become the averages over `batches`, by their sizes (Li et al. 2020, EagleEye, section
+    3.3)."""
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
     if not norms:
         return
@@ -20,10 +21,13 @@ def measure_again(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) ->
     model.eval()
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None
         norm.train()
+    seen = 0
     with torch.no_grad():
         for pixels, _ in batches:
+            seen += len(pixels)
+            for norm in norms:
+                norm.momentum = len(pixels) / seen
             model(pixels.to(device))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
