@@ -37,7 +37,7 @@ def origin_of(how: Search, choices: Choices, value: float, trials: int, about: d
 
     recipe = choices.recipe
     return {
-        "model": about.get("source", recipe.model),
+        "model": about.get("source") or published(recipe.model),
         "pattern": str(choices.pattern),
         "sparsity": choices.sparsity,
         "proxy": f"{how.proxy}, judged by {how.judge}" if how.judged_at_end else how.proxy,

@@ -229,3 +229,11 @@ def test_bad_input(
     arguments = ["--model", tiny_folder(), "--output", str(path), "--calibration", text_file, *flags]
     assert message in fails(capsys, code, "search", *arguments)
     assert not path.exists() and (tmp_path / "storage").read_text() == "nonsense\n"
+
+
+def test_a_coefficient_file_names_no_folder_of_the_machine(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    (tmp_path / "mine").mkdir()
+    model.name_or_path = str(tmp_path / "mine")
+    found = search(model, rows=torch.randint(3, 100, (6, 16)), trials=2, finalists=0)
+    assert found.coefficients.origin["model"] == "mine"
