@@ -17,6 +17,7 @@ from crepe.criteria.coefficients import KINDS, Coefficients
 from crepe.errors import CrepeError, UsageError
 from crepe.masks.mixed import Dense
 from crepe.masks.pattern import NofM, Pattern, Unstructured
+from crepe.models.modes import evaluating
 from crepe.recipe import Choices, Recipe, build, choose
 from crepe.search.about import about_object, about_search, origin_of
 from crepe.search.how import Search
@@ -77,7 +78,7 @@ def search(model: Any = None, output: str | Path | None = None, **fields: Any) -
         about, model, rows = _open(how, recipe)
     else:
         about, rows = about_object(how, recipe, model), _rows(how, recipe, model, tokenizer) if rows is None else rows
-    with _left_as_it_was(model):
+    with evaluating(model), _experts_kept(model):
         found = _search(how, choices, model, rows, {**about, "rows": digest(rows.cpu())})
     found.seconds = time.perf_counter() - started
     if output is not None:
@@ -86,16 +87,12 @@ def search(model: Any = None, output: str | Path | None = None, **fields: Any) -
 
 
 @contextmanager
-def _left_as_it_was(model: Any) -> Iterator[None]:
-    """In evaluation mode inside; afterwards every module is in its own mode, and experts compute as before."""
-    training = {module: module.training for module in model.modules()}
+def _experts_kept(model: Any) -> Iterator[None]:
+    """Afterwards experts compute as before."""
     experts = getattr(model.config, "_experts_implementation", None)
     try:
-        model.eval()
         yield
     finally:
-        for module, mode in training.items():
-            module.training = mode
         if experts != getattr(model.config, "_experts_implementation", None):
             model.set_experts_implementation(experts)
 

@@ -13,6 +13,7 @@ from crepe.checkpoint.convert import save_packed
 from crepe.checkpoint.packed import notes_of, sizes_of
 from crepe.checkpoint.write import publish
 from crepe.errors import CrepeError, UsageError
+from crepe.models.modes import evaluating
 from crepe.models.resolve import Source
 from crepe.pipeline import distributed
 from crepe.pipeline.attempt import needs_rows, require_one_process, walk_model
@@ -42,9 +43,8 @@ def prune_object(model: Any, tokenizer: Any, output: Any, fields: dict[str, Any]
             raise CrepeError(f"{output} exists: choose another folder, or overwrite=True")
     use_eager_experts(model)
     device = next(model.parameters()).device
-    training = model.training
-    done = walk_model(model.eval(), choices, device, None, rows)
-    model.train(training)
+    with evaluating(model):
+        done = walk_model(model, choices, device, None, rows)
     result = result_of(str(output) if output else None, done, started, recipe.model)
     result.model = model
     if output is not None and distributed.is_main():

@@ -156,8 +156,7 @@ def _folder(source: str, path: Path, label_ids: Mapping[str, int]) -> Images:
         raise CrepeError(f"{source} has the folder {unknown[0]!r}, which is no class of the model: rename it")
     if not files:
         raise CrepeError(f"{source} holds no images: expected one folder per class with {', '.join(ENDINGS)} files")
-    known = all(name in label_ids for name in classes)
-    numbers = {name: label_ids[name] if known else i for i, name in enumerate(classes)}
+    numbers = {name: i if unknown else label_ids[name] for i, name in enumerate(classes)}
     labels = tuple(numbers[file.relative_to(path).parts[0]] for file in files) if classes else ()
     return Images(source, files, labels, lambda i: str(files[i]), Image.open)
 

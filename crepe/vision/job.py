@@ -17,6 +17,7 @@ from crepe.checkpoint.manifest import read_manifest
 from crepe.checkpoint.write import publish
 from crepe.errors import CrepeError, UsageError
 from crepe.models.load import parse_device
+from crepe.models.modes import evaluating
 from crepe.models.resolve import announce
 from crepe.pipeline.fingerprint import refuse_if_changed
 from crepe.pipeline.journal import Journal, is_started, work_folder
@@ -121,18 +122,16 @@ def prune_image_object(model: nn.Module, example: Tensor, given: dict[str, Any],
         raise UsageError("output: a module in memory is pruned in place; save its state_dict and crepe.vision.shapes")
     if choices.needs_images and preprocess is None:
         raise UsageError("preprocess: give the function that turns a list of pictures into pixel values")
-    training = {name: module.training for name, module in model.named_modules()}
     frozen = frozenset(name for name, p in model.named_parameters() if not p.requires_grad)
     images = _images(choices, None)
     # Graph, costs and cut are worked out on the CPU; only what reads the images runs on the device.
-    run = _Run(choices, model.eval().to("cpu"), preprocess, images, device, example.to("cpu"), frozen)
-    try:
-        graph = Graph(model, run.example)
-        result = run.carry_out(graph, run.selection(graph), None, type(model).__name__, started)
-    finally:
-        model.to(device)
-        for name, module in model.named_modules():
-            module.training = training.get(name, module.training)
+    run = _Run(choices, model.to("cpu"), preprocess, images, device, example.to("cpu"), frozen)
+    with evaluating(model):
+        try:
+            graph = Graph(model, run.example)
+            result = run.carry_out(graph, run.selection(graph), None, type(model).__name__, started)
+        finally:
+            model.to(device)
     result.model = model
     return result
 
@@ -237,13 +236,7 @@ class _Run:
         self._repair_after(masks)
         training = self._train(masks, work)
         seconds, zeros = time.perf_counter() - started, sum(report.zeros for report in reports.values())
-        left, notes = macs(self.model, self.example), _notes(self.choices, selection)
-        if (
-            self.choices.macs is not None
-            and self.choices.recipe.format != "dense"
-            and left > self.choices.macs * dense[1]
-        ):
-            notes.append(f"macs: {left / dense[1]:.3f} are left, more than asked for: see what was skipped, and why")
+        left = macs(self.model, self.example)
         return ImageResult(
             None,
             zeros / sum(report.total for report in reports.values()),
@@ -256,7 +249,7 @@ class _Run:
             _layers(selection),
             reports,
             training,
-            notes,
+            _notes(self.choices, selection, left / dense[1]),
             attributes=attributes,
             row_orders={name: order.tolist() for name, order in selection.orders.items()},
         )
@@ -340,8 +333,12 @@ def _layers(selection: Selection) -> dict[str, dict[str, Any]]:
     }
 
 
-def _notes(choices: ImageChoices, selection: Selection) -> list[str]:
+def _notes(choices: ImageChoices, selection: Selection, left: float | None = None) -> list[str]:
+    """left: share of the multiply-accumulates after the cut, None before it."""
     notes = []
+    asked = choices.macs if choices.recipe.format != "dense" else None
+    if left is not None and asked is not None and left > asked:
+        notes.append(f"macs: {left:.3f} are left, more than asked for: see what was skipped, and why")
     odd = [g.name for g in selection.groups if (len(selection.kept[g.name]) * g.folds) % 8]
     if odd and choices.recipe.format == "sliced":
         notes.append(

@@ -7,12 +7,10 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.library import CustomOpDef
+from torch import Tensor, library
 
 from crepe.kernels.dispatch import interpreting, triton_obstacle
 
-NAMESPACE = "crepe"
 DTYPES = (torch.bfloat16, torch.float16)
 
 
@@ -37,9 +35,9 @@ def device_of(tensor: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
-def custom_op(name: str) -> Callable[[Callable[..., Any]], CustomOpDef]:
+def custom_op(name: str) -> Callable[[Callable[..., Any]], library.CustomOpDef]:
     """Register a function as the operation of crepe with this name, for torch; it writes into none of its arguments."""
-    return torch.library.custom_op(f"{NAMESPACE}::{name}", mutates_args=())
+    return library.custom_op(f"crepe::{name}", mutates_args=())
 
 
 def launched(

@@ -6,6 +6,7 @@ from itertools import product
 
 import pytest
 import torch
+from torch import library
 
 from crepe.errors import CrepeError
 from crepe.kernels.operations.colblock_linear import OPERATION, colblock_linear
@@ -20,8 +21,8 @@ def test_torch_may_trust_the_custom_op(sparsity: float) -> None:
     values, blocks = colblock_weight(6, 32, ColBlock(4, 8), torch.float32, sparsity)
     x, bias = weight_of(2, 32, torch.float32), weight_of(1, 6, torch.float32)[0]
     for arguments in [(x, values, blocks, 4, 8, None), (x.reshape(2, 1, 32), values, blocks, 4, 8, bias)]:
-        torch.library.opcheck(torch.ops.crepe.colblock_linear, arguments)
-        torch.library.opcheck(torch.ops.crepe.colblock_linear, tuple(map(strided, arguments)))
+        library.opcheck(torch.ops.crepe.colblock_linear, arguments)
+        library.opcheck(torch.ops.crepe.colblock_linear, tuple(map(strided, arguments)))
 
 
 def test_without_a_gpu_the_reference_runs_and_names_are_refused() -> None:

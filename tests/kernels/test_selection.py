@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, library
 
 from crepe.criteria.sums import box_mean as box_mean_of_scores
 from crepe.errors import CrepeError
@@ -101,7 +101,7 @@ def _arguments() -> dict[str, tuple[Any, ...]]:
 def test_torch_may_trust_the_custom_ops(name: str) -> None:
     arguments = _arguments()[name]
     operation = OPERATIONS.get(name)
-    torch.library.opcheck(getattr(torch.ops.crepe, name), arguments)
+    library.opcheck(getattr(torch.ops.crepe, name), arguments)
     assert operation.choose(*arguments).name == "torch"
     with pytest.raises(CrepeError, match=f"{name} cannot run on backend 'triton': it needs a GPU"):
         operation.run(*arguments, backend="triton")
@@ -112,7 +112,7 @@ def test_strides_of_the_result_are_known_before_it_is_there(name: str) -> None:
     """Whatever those of the arguments are."""
     arguments = tuple(strided(argument) for argument in _arguments()[name])
     assert any(isinstance(argument, Tensor) and not argument.is_contiguous() for argument in arguments)
-    torch.library.opcheck(getattr(torch.ops.crepe, name), arguments, test_utils=("test_schema", "test_faketensor"))
+    library.opcheck(getattr(torch.ops.crepe, name), arguments, test_utils=("test_schema", "test_faketensor"))
 
 
 def test_ways_to_sort_select_the_same() -> None:

@@ -6,6 +6,7 @@ from itertools import product
 
 import pytest
 import torch
+from torch import library
 
 from crepe.errors import CrepeError
 from crepe.kernels.operations.sp24_linear import OPERATION, sp24_linear
@@ -22,10 +23,10 @@ def test_torch_may_trust_the_custom_ops(dtype: torch.dtype) -> None:
     values, meta = sp24_weight(3, 64, dtype)
     x, bias = weight_of(2, 64, dtype), weight_of(1, 3, dtype)[0]
     for arguments in [(x, values, meta, None), (x.reshape(1, 2, 64), values, meta, bias)]:
-        torch.library.opcheck(torch.ops.crepe.sp24_linear, arguments)
-        torch.library.opcheck(torch.ops.crepe.sp24_linear, tuple(map(strided, arguments)))
-    torch.library.opcheck(torch.ops.crepe.sp24_unpack, (values, meta))
-    torch.library.opcheck(torch.ops.crepe.sp24_unpack, (strided(values), strided(meta)))
+        library.opcheck(torch.ops.crepe.sp24_linear, arguments)
+        library.opcheck(torch.ops.crepe.sp24_linear, tuple(map(strided, arguments)))
+    library.opcheck(torch.ops.crepe.sp24_unpack, (values, meta))
+    library.opcheck(torch.ops.crepe.sp24_unpack, (strided(values), strided(meta)))
 
 
 def test_without_a_gpu_the_reference_runs_and_names_are_refused() -> None:

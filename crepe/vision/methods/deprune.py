@@ -52,6 +52,6 @@ def _parts(aligned: bool) -> tuple[MaskPart, FilterPart]:
 
 
 # The names of the paper: B for balanced, H for aligned to the hardware; the whole method is both.
-METHODS.add("deprune", Method(_parts(True)))
 METHODS.add("deprune-b", Method(_parts(False)))
-METHODS.add("deprune-bh", Method(_parts(True)))
+for _name in ("deprune", "deprune-bh"):
+    METHODS.add(_name, Method(_parts(True)))
