@@ -26,6 +26,7 @@ def bench(
     prompt: int = 512,
     new_tokens: int = 32,
     rounds: int = 5,
+    compile: bool = False,
     dtype: str = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
@@ -35,6 +36,7 @@ def bench(
     Args:
         batch: prompts at once, each measured alone. prompt: tokens of a prompt (random ones; speed does not depend on
             which). new_tokens: tokens decoded after it. rounds: measurements of each, after one that does not count.
+            compile: torch.compile fuses the decode step of both first.
 
     Returns:
         `machine`, `models` (sizes in bytes by name), `runs` (tokens per second: median, low, high), `ratios` (how many
@@ -61,7 +63,7 @@ def bench(
     for one in opened.values():
         require_length(one.config, prompt + new_tokens + 1)
     with torch.cuda.device(place) if place.type == "cuda" else nullcontext():
-        runs, ratios, notes = measure(opened, batch, prompt, new_tokens, rounds, place)
+        runs, ratios, notes = measure(opened, batch, prompt, new_tokens, rounds, place, compile)
     return {
         "machine": machine(place),
         "models": {
@@ -70,6 +72,7 @@ def bench(
         "prompt": prompt,
         "new_tokens": new_tokens,
         "rounds": rounds,
+        "compiled": compile,
         "runs": runs,
         "ratios": ratios,
         "not_measured": notes,
@@ -77,7 +80,13 @@ def bench(
 
 
 def measure(
-    opened: dict[str, Any], batch: Sequence[int], prompt: int, steps: int, rounds: int, place: torch.device
+    opened: dict[str, Any],
+    batch: Sequence[int],
+    prompt: int,
+    steps: int,
+    rounds: int,
+    place: torch.device,
+    compiled: bool = False,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[str]]:
     """Runs, ratios and what could not be measured, of models on `place`: "model", and "reference" in turn with it."""
     runs: list[dict[str, Any]] = []
@@ -85,7 +94,7 @@ def measure(
     notes: dict[str, None] = {}
     with bar("measuring", len(batch)) as advance:
         for size in batch:
-            made = {role: _generation(one, size, prompt, steps, place) for role, one in opened.items()}
+            made = {role: _generation(one, size, prompt, steps, place, compiled) for role, one in opened.items()}
             for role, one in made.items():
                 if not one.record():
                     notes[f"CUDA graphs of {role}: {one.graph_refused}"] = None
@@ -105,10 +114,10 @@ def measure(
     return runs, ratios, list(notes)
 
 
-def _generation(model: Any, batch: int, prompt: int, steps: int, place: torch.device) -> Generation:
+def _generation(model: Any, batch: int, prompt: int, steps: int, place: torch.device, compiled: bool) -> Generation:
     vocabulary = model.get_input_embeddings().num_embeddings
     tokens = torch.randint(vocabulary, (batch, prompt), generator=torch.Generator().manual_seed(0))
-    return Generation(model, tokens.to(place), steps)
+    return Generation(model, tokens.to(place), steps, compiled)
 
 
 def _run(what: str, batch: int, role: str, timing: Timing, tokens: int) -> dict[str, Any]:

@@ -14,13 +14,15 @@ class Generation:
     """A model with a prompt. `prefill` reads the prompt; `decode` then makes `steps` tokens, one after the other.
 
     prompt: (batch, tokens). The cache has a fixed size, so that a decode step can be recorded as a CUDA graph and
-    replayed: then the step costs what the GPU computes, not what Python takes to launch it.
+    replayed: then the step costs what the GPU computes, not what Python takes to launch it. compiled: the decode step
+    is fused by torch.compile before, as `generate` with a static cache does it; prefill runs as it is.
     """
 
-    def __init__(self, model: Any, prompt: Tensor, steps: int) -> None:
+    def __init__(self, model: Any, prompt: Tensor, steps: int, compiled: bool = False) -> None:
         from transformers import StaticCache
 
         self.model = model
+        self.writer = torch.compile(model, dynamic=False) if compiled else model
         self.prompt = prompt
         self.steps = steps
         self.cache = StaticCache(config=model.config, max_cache_len=prompt.shape[1] + steps + 1)
@@ -31,7 +33,7 @@ class Generation:
     def prefill(self) -> None:
         self.cache.reset()
         with torch.no_grad():
-            logits = self._logits(self.prompt)
+            logits = self._logits(self.model, self.prompt)
         self.token.copy_(logits.argmax(-1))
 
     def decode(self) -> None:
@@ -67,9 +69,9 @@ class Generation:
         return replay
 
     def _forward(self) -> None:
-        self.token.copy_(self._logits(self.token).argmax(-1))
+        self.token.copy_(self._logits(self.writer, self.token).argmax(-1))
 
-    def _logits(self, tokens: Tensor) -> Tensor:
+    def _logits(self, model: Any, tokens: Tensor) -> Tensor:
         """The logits of the last position, (batch, 1, vocabulary)."""
-        found: Tensor = self.model(tokens, past_key_values=self.cache, use_cache=True, logits_to_keep=1).logits
+        found: Tensor = model(tokens, past_key_values=self.cache, use_cache=True, logits_to_keep=1).logits
         return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
@@ -12,14 +12,17 @@ from torch import Tensor
 from crepe.errors import CrepeError, unknown
 from crepe.registry import Registry
 
+# Sizes of arguments for which an operation remembers its backend.
+_MOST_REMEMBERED = 4096
+
 
 @dataclass(frozen=True)
 class Backend:
     """One way to run an operation.
 
     run: takes the operation's arguments. obstacle: takes the same and says why `run` cannot serve them, None where it
-    can; it looks at devices, dtypes and shapes only, never at values. suits: takes the same and says whether `run` is a
-    good choice where it can; only asked where nobody named the backend.
+    can; it looks at devices, dtypes, shapes and contiguity only, never at values. suits: takes the same, looks at the
+    same, and says whether `run` is a good choice where it can; only asked where nobody named the backend.
     """
 
     name: str
@@ -34,9 +37,23 @@ class Operation:
 
     name: str
     backends: tuple[Backend, ...]
+    chosen: dict[Any, Backend] = field(default_factory=dict, compare=False, repr=False)
 
     def choose(self, *args: Any) -> Backend:
-        """The first backend that can serve these arguments and suits them."""
+        """The first backend that can serve these arguments and suits them.
+
+        It depends on places, kinds and sizes alone, so it is remembered by them: asking anew takes as long as a small
+        layer.
+        """
+        signature = (interpreting(), *map(_kind_of, args))
+        found = self.chosen.get(signature)
+        if found is None:
+            if len(self.chosen) >= _MOST_REMEMBERED:
+                self.chosen.clear()
+            found = self.chosen[signature] = self._first(*args)
+        return found
+
+    def _first(self, *args: Any) -> Backend:
         return next(backend for backend in self.backends if backend.suits(*args) and backend.obstacle(*args) is None)
 
     def uncovered(self, *args: Any) -> str | None:
@@ -70,6 +87,13 @@ class Operation:
 
 
 OPERATIONS: Registry[Operation] = Registry("operation", "crepe.kernels.operations")
+
+
+def _kind_of(argument: Any) -> Any:
+    """What a backend may look at: place, kind, sizes and contiguity of a tensor; other arguments as they are."""
+    if isinstance(argument, Tensor):
+        return argument.device, argument.dtype, argument.shape, argument.is_contiguous()
+    return tuple(argument) if isinstance(argument, list) else argument
 
 
 def always(*args: Any) -> str | None:

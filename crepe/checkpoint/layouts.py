@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -122,7 +123,7 @@ class Blocks(Layout):
     kept: int = 0
     name: ClassVar[str] = "colblock"
 
-    @property
+    @cached_property
     def block(self) -> ColBlock:
         found = parse_pattern(self.pattern)
         if not isinstance(found, ColBlock):

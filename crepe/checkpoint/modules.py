@@ -21,6 +21,7 @@ class PackedLinear(nn.Module):
     def __init__(self, layout: Layout, linear: nn.Linear) -> None:
         super().__init__()
         self.layout = layout
+        self.suffixes = tuple(layout.parts())
         self.in_features, self.out_features = linear.in_features, linear.out_features
         put(self, "weight", layout, linear.weight)
         self.bias = linear.bias
@@ -31,7 +32,7 @@ class PackedLinear(nn.Module):
 
     @property
     def packed(self) -> dict[str, Tensor]:
-        return parts_of(self, "weight", self.layout)
+        return {suffix: getattr(self, "weight" + suffix) for suffix in self.suffixes}
 
     def unpacked(self) -> nn.Linear:
         """The plain layer with the same weight and bias."""

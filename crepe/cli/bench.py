@@ -24,6 +24,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--prompt", type=int, metavar="L", help="tokens of a prompt (default 512)")
     parser.add_argument("--new-tokens", type=int, metavar="N", help="tokens decoded after it (default 32)")
     parser.add_argument("--rounds", type=int, metavar="N", help="measurements of each (default 5)")
+    parser.add_argument("--compile", action="store_true", help="torch.compile fuses the decode step of both first")
     parser.add_argument("--dtype", metavar="T", help="auto (default), bfloat16, float16, float32")
     parser.add_argument("--device", metavar="D", help="auto (default), cpu, cuda, ...")
     parser.add_argument("--trust-remote-code", action="store_true", help="allow code from the model's repository")

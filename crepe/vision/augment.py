@@ -13,7 +13,8 @@ _MARGIN = 8
 def crop_and_flip(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Each image shifted by up to an eighth of its side, with zeros (the mean colour) moving in, and flipped or not.
 
-    pixels: (count, channels, height, width); returns the same shape.
+    pixels: (count, channels, height, width), anywhere; returns the same shape there. The draws are made on the CPU, so
+    that they are the same everywhere.
     """
     count, _, height, width = pixels.shape
     down, right = height // _MARGIN, width // _MARGIN
@@ -23,5 +24,6 @@ def crop_and_flip(pixels: Tensor, generator: torch.Generator) -> Tensor:
     flip = torch.rand(count, generator=generator) < 0.5
     rows = top[:, None] + torch.arange(height)
     columns = left[:, None] + torch.where(flip[:, None], torch.arange(width).flip(0), torch.arange(width))
-    index = torch.arange(count)[:, None, None]
+    rows, columns = rows.to(pixels.device), columns.to(pixels.device)
+    index = torch.arange(count, device=pixels.device)[:, None, None]
     return padded.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2).contiguous()

@@ -18,6 +18,9 @@ from crepe.vision.preprocess import Preprocessor
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm")
 _LABELS = ("label", "labels", "fine_label")
 _IMAGES = ("image", "img")
+# Pixel values of all pictures are kept up to this size: 50,000 of 32 x 32 are 0.6 GB.
+MOST_KEPT_BYTES = 1 << 30
+_DECODED_AT_ONCE = 1024
 # Of a Hub data set, the split to calibrate and train on, and those to measure on, the first that exists.
 _SPLITS = {"calibration": ("train",), "evaluation": ("test", "validation", "valid", "val")}
 
@@ -130,6 +133,33 @@ def batches(images: Images, preprocess: Preprocessor, size: int) -> Iterator[tup
 
 def pixels(images: Images, preprocess: Preprocessor, indices: Sequence[int]) -> Tensor:
     return preprocess([images.picture(i) for i in indices])
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Pixel values of pictures by their numbers, and the labels."""
+
+    read: Callable[[Sequence[int]], Tensor]
+    labels: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """(pixel values, labels on the CPU)"""
+        return self.read(indices), torch.tensor([self.labels[i] for i in indices])
+
+
+def readable(images: Images, preprocess: Preprocessor, device: torch.device) -> Pixels:
+    """Labelled pictures as pixel values on `device`. Where those of all pictures are small they are decoded once and
+    kept there: an epoch of small pictures would else be spent on decoding them again."""
+    first = pixels(images, preprocess, [0])
+    if first.nbytes * len(images) > MOST_KEPT_BYTES:
+        return Pixels(lambda indices: pixels(images, preprocess, indices).to(device), images.labels)
+    kept = torch.empty(len(images), *first.shape[1:], device=device)
+    for part in parts(len(images), _DECODED_AT_ONCE):
+        kept[part.start : part.stop] = pixels(images, preprocess, part).to(device)
+    return Pixels(lambda indices: kept[torch.tensor(list(indices), device=device)], images.labels)
 
 
 def digest(values: Tensor) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import shutil
 import time
 from collections.abc import Iterator
@@ -217,7 +218,7 @@ class _Run:
     ) -> ImageResult:
         """Zero or remove what was selected, and train what is left."""
         dense = parameters(self.model), macs(self.model, self.example)
-        reports = _reports(self.model, selection)
+        reports, shapes = _reports(self.model, selection), _shapes(self.model)
         self._turn(selection)
         self._repair_before(graph, selection)
         hold(self.model, selection.masks)
@@ -231,6 +232,7 @@ class _Run:
             cut(graph, selection.groups, selection.kept)
             attributes = {found.name: cut_heads(self.model, found, choice) for found, choice in selection.heads}
             masks = zeros_after(self.model, selection)
+            reports = _after_cut(reports, shapes, self.model, masks)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name not in self.frozen)
         self._repair_after(masks)
@@ -310,6 +312,27 @@ def _reports(model: nn.Module, selection: Selection) -> dict[str, ImageReport]:
             zeros = mask.numel() - int(mask.sum())
             pattern = selection.patterns.get(name, "head" if name in heads else "channel")
             found[name] = ImageReport(list(model.get_parameter(name).shape), pattern, zeros, mask.numel())
+    return found
+
+
+def _shapes(model: nn.Module) -> dict[str, list[int]]:
+    return {name: list(p.shape) for name, p in model.named_parameters() if name.endswith(".weight") and p.dim() > 1}
+
+
+def _after_cut(
+    reports: dict[str, ImageReport], before: dict[str, list[int]], model: nn.Module, masks: dict[str, Tensor]
+) -> dict[str, ImageReport]:
+    """The reports with what a cut takes besides the rows of the channels: the columns of the layers that read them.
+
+    before: shapes of the dense weights. masks: parameter -> False where a weight that stays is zero.
+    """
+    found: dict[str, ImageReport] = {}
+    for name, shape in before.items():
+        weight = model.get_parameter(name)
+        if name in reports or list(weight.shape) != shape:
+            stays = int(masks[name].sum()) if name in masks else weight.numel()
+            pattern = reports[name].pattern if name in reports else "channel"
+            found[name] = ImageReport(shape, pattern, math.prod(shape) - stays, math.prod(shape))
     return found
 
 

@@ -15,7 +15,7 @@ from crepe.pipeline.progress import bar
 from crepe.recipe import Recipe
 from crepe.vision.augment import crop_and_flip
 from crepe.vision.cut import hold
-from crepe.vision.images import Images, batches, parts, pixels
+from crepe.vision.images import Images, Pixels, parts, readable
 from crepe.vision.load import logits_of
 from crepe.vision.preprocess import Preprocessor
 from crepe.vision.state import Progress, read_progress, save_progress
@@ -50,7 +50,7 @@ def finetune(
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=device.type == "cpu", device_placement=False)
-    train, held = split(images, recipe.seed)
+    train, held = (readable(part, preprocess, device) for part in split(images, recipe.seed))
     whole: Any = model  # whose type knows no memory formats
     model = whole.to(device, memory_format=torch.channels_last)
     ready: Any = accelerator.prepare(model)
@@ -64,13 +64,13 @@ def finetune(
             loss = 0.0
             ready.train()
             torch.manual_seed(recipe.seed + epoch)
-            shuffled = epoch_batches(train, preprocess, recipe.batch_size, recipe.seed + epoch)
+            shuffled = epoch_batches(train, recipe.batch_size, recipe.seed + epoch)
             for step, (values, labels) in enumerate(shuffled):
                 rate = cosine(epoch * steps + step, recipe.finetune * steps, recipe.learning_rate)
-                loss += _step(accelerator, ready, optimizer, rate, values.to(device), labels.to(device), recipe)
+                loss += _step(accelerator, ready, optimizer, rate, values, labels.to(device), recipe)
                 hold(model, masks)
                 advance()
-            progress = _after_epoch(progress, model, held, preprocess, device, epoch, loss / steps)
+            progress = _after_epoch(progress, model, held, epoch, loss / steps)
             save_progress(work, model, optimizer, progress)
     accelerator.unwrap_model(ready, keep_fp32_wrapper=False)  # what runs the model after this computes as before
     model.load_state_dict(progress.best)
@@ -89,14 +89,13 @@ def split(images: Images, seed: int) -> tuple[Images, Images]:
     return images.subset(sorted(order[held:])), images.subset(sorted(order[:held]))
 
 
-def epoch_batches(images: Images, preprocess: Preprocessor, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+def epoch_batches(images: Pixels, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Every image once, in an order and with crops and flips that the seed decides: (pixel values, labels)."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(images), generator=generator)
     for part in parts(len(images), size):
-        indices = [int(order[i]) for i in part]
-        values = crop_and_flip(pixels(images, preprocess, indices), generator)
-        yield values, torch.tensor([images.labels[i] for i in indices])
+        values, labels = images.batch(order[part.start : part.stop].tolist())
+        yield crop_and_flip(values, generator), labels
 
 
 def cosine(step: int, total: int, highest: float) -> float:
@@ -134,21 +133,13 @@ def _step(
     return found
 
 
-def _after_epoch(
-    progress: Progress,
-    model: nn.Module,
-    held: Images,
-    preprocess: Preprocessor,
-    device: torch.device,
-    epoch: int,
-    loss: float,
-) -> Progress:
+def _after_epoch(progress: Progress, model: nn.Module, held: Pixels, epoch: int, loss: float) -> Progress:
     """The history with this epoch, and its weights where it is the best so far (the earlier of two equal ones)."""
     model.eval()
     right = 0
     with torch.inference_mode():
-        for values, labels in batches(held, preprocess, 256):
-            right += int((logits_of(model(values.to(device))).argmax(1).cpu() == labels).sum())
+        for values, labels in map(held.batch, parts(len(held), 256)):
+            right += int((logits_of(model(values)).argmax(1).cpu() == labels).sum())
     found = right / len(held)
     best = progress.best
     if not progress.history or found > max(line["accuracy"] for line in progress.history):

@@ -35,9 +35,36 @@ def device_of(tensor: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
-def custom_op(name: str) -> Callable[[Callable[..., Any]], library.CustomOpDef]:
+class CustomOp:
+    """An operation of crepe as torch knows it: `torch.ops.crepe.NAME`, whole in graphs and under torch.compile.
+
+    Registered without the checks at every call of torch's own decorator, which take longer than a small layer:
+    `torch.library.opcheck` makes them in the tests.
+    """
+
+    def __init__(self, name: str, run: Callable[..., Any]) -> None:
+        self.name = f"crepe::{name}"
+        schema = library.infer_schema(run, mutates_args=())
+        library.define(self.name, schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides))
+        library.impl(self.name, "CompositeExplicitAutograd", run)
+        library.register_autograd(self.name, self._backward)
+        self.overload = getattr(torch.ops.crepe, name).default
+
+    def __call__(self, *args: Any) -> Any:
+        return self.overload(*args)
+
+    def _backward(self, *given: Any) -> None:
+        raise NotImplementedError(f"{self.name} has no backward: make the model dense (`dequantize()`) to train it")
+
+    def register_fake(self, fake: Callable[..., Any]) -> Callable[..., Any]:
+        """`fake` says shapes and dtypes of the results where no values exist."""
+        library.register_fake(self.name, fake)
+        return fake
+
+
+def custom_op(name: str) -> Callable[[Callable[..., Any]], CustomOp]:
     """Register a function as the operation of crepe with this name, for torch; it writes into none of its arguments."""
-    return library.custom_op(f"crepe::{name}", mutates_args=())
+    return lambda run: CustomOp(name, run)
 
 
 def launched(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,12 @@ from runs import prune_named
 SMALL = {"batch": [1, 2], "prompt": 8, "new_tokens": 3, "rounds": 2}
 
 
-def test_prefill_and_decode_make_the_tokens_of_generate() -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_prefill_and_decode_make_the_tokens_of_generate(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # no compiler is needed
     model = tiny_model("llama")
     prompt = torch.randint(3, 128, (2, 9), generator=torch.Generator().manual_seed(0))
-    generation = Generation(model, prompt, 4)
+    generation = Generation(model, prompt, 4, compiled)
     expected = model.generate(prompt, max_new_tokens=5, min_new_tokens=5, do_sample=False, pad_token_id=0)
     for _ in range(2):  # the second time as the first
         generation.prefill()

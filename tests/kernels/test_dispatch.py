@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from crepe.errors import CrepeError, UsageError
 from crepe.kernels.dispatch import OPERATIONS, Backend, Operation, always
@@ -28,6 +29,19 @@ def test_what_does_not_suit_runs_only_by_name() -> None:
     operation = Operation("either", (can, Backend("torch", lambda x: "torch", always)))
     assert operation.run(6) == "can" and operation.run(5) == "torch"
     assert operation.run(5, backend="can") == "can"
+
+
+def test_the_choice_is_remembered_by_sizes_and_places() -> None:
+    asked: list[int] = []
+
+    def short(x: torch.Tensor) -> str | None:
+        asked.append(len(x))
+        return None if len(x) < 3 else "it is long"
+
+    operation = Operation("sum", (Backend("short", torch.sum, short), Backend("torch", torch.sum, always)))
+    names = [operation.choose(torch.ones(size)).name for size in (2, 2, 3, 3, 2)]
+    assert names == ["short", "short", "torch", "torch", "short"] and asked == [2, 3]
+    assert operation.choose(torch.ones(3, 2).t()).name == "short" and asked == [2, 3, 2]
 
 
 def test_a_named_backend_never_falls_back() -> None:

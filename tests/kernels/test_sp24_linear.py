@@ -55,6 +55,14 @@ def test_a_compiled_layer_is_one_graph() -> None:
         assert torch.equal(layer(x), sp24.linear(x, values, meta, None) + 1)
 
 
+def test_training_through_a_packed_layer_is_refused_in_the_backward_pass() -> None:
+    values, meta = sp24_weight(3, 64, torch.float32)
+    x = weight_of(2, 64, torch.float32).requires_grad_()
+    found = sp24_linear(x, values, meta)
+    with pytest.raises(NotImplementedError, match="sp24_linear has no backward"):
+        found.sum().backward()
+
+
 @needs_gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", GPU_SHAPES)

@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--long", type=int, default=0, help="a longer prompt whose prefill is measured as well")
+    parser.add_argument("--compile", action="store_true", help="decode also as torch.compile fuses it")
     given = parser.parse_args()
     place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     folder = Path(given.folder) / f"packed-{given.pattern.replace(':', '-')}"
@@ -64,6 +65,9 @@ def main() -> None:
     _print({**about, "prompt": given.prompt}, opened, batch, given.prompt, given.steps, given.rounds, place)
     if given.long:
         _print({**about, "prompt": given.long}, opened, [1], given.long, 1, given.rounds, place)
+    if given.compile:
+        about["compiled"] = True
+        _print({**about, "prompt": given.prompt}, opened, [1], given.prompt, given.steps, given.rounds, place, True)
 
 
 def _print(about: dict[str, Any], opened: dict[str, Any], *how: Any) -> None:

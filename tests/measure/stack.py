@@ -9,7 +9,9 @@ processor seconds (which other work on the machine does not stretch) and peak me
 was stopped. Cases are called PATTERN/NAME, such as 2:4/sparsegpt. `peer` does the same with llm-compressor's SparseGPT;
 PYTHON is an interpreter that has it. `report` prints the tables and draws the figures.
 
-With --seed N both take other rows of the calibration text, and a case is called "2:4/sparsegpt seed N".
+With --seed N both take other rows of the calibration text, and a case is called "2:4/sparsegpt seed N". --device cuda
+prunes on a GPU, --jobs N takes N cases at once, --hours H stops starting cases after H hours. Every line says on which
+machine it was made.
 
 Calibration: 64 rows of 512 tokens, and as many as its recipe says for `best`. Perplexity on windows of 512 tokens of
 the test text, and of Python's own reference manual as the text that is unlike the calibration text; KL to the dense
@@ -91,7 +93,7 @@ def one(given: argparse.Namespace) -> dict[str, Any]:
     from crepe.recipe import build
 
     fields = cases()[given.one]
-    model, tokenizer = crepe.load(given.model, dtype=fields.pop("dtype", "bfloat16"))
+    model, tokenizer = crepe.load(given.model, dtype=fields.pop("dtype", "bfloat16"), device=given.device)
     line: dict[str, Any] = {"case": _seeded(given.one, given)}
     if fields:
         samples = build({"model": "x", **{k: v for k, v in fields.items() if k == "recipe"}}).samples
@@ -104,8 +106,16 @@ def one(given: argparse.Namespace) -> dict[str, Any]:
         assert not raised and not worse, (raised, worse)
         line |= {"sparsity": result.sparsity, "seconds": result.seconds, "peak": result.peak_memory_bytes}
         line["error"] = sum(report.error for report in result.tensors.values()) / len(result.tensors)
-        line |= {"date": time.strftime("%Y-%m-%d"), "threads": torch.get_num_threads()}
+        line |= {"date": time.strftime("%Y-%m-%d"), "threads": torch.get_num_threads(), **_machine(given)}
     return line | _evaluate(model.to(torch.bfloat16), tokenizer, given)
+
+
+def _machine(given: argparse.Namespace) -> dict[str, Any]:
+    """What tables compare by; nothing for the CPU, where most of the lines were made."""
+    if given.device == "cpu" and given.jobs == 1:
+        return {}
+    name = torch.cuda.get_device_name() if given.device == "cuda" else "cpu"
+    return {"machine": name, "jobs": given.jobs, "torch": torch.__version__}
 
 
 def _seeded(name: str, given: argparse.Namespace) -> str:
@@ -131,7 +141,7 @@ def _evaluate(model: Any, tokenizer: Any, given: argparse.Namespace) -> dict[str
     from crepe.calibration.tokens import windows
     from crepe.eval.perplexity import measure
 
-    dense = crepe.load(given.model, dtype="bfloat16")[0]
+    dense = crepe.load(given.model, dtype="bfloat16", device=given.device)[0]
     test = windows(tokenizer, read_corpus(given.test), SEQLEN, WINDOWS)
     manual = windows(tokenizer, Corpus("manual", _manual(), None), SEQLEN, OTHER_WINDOWS)
     found = measure(model, dense, test)
@@ -150,17 +160,26 @@ def _manual() -> list[str]:
 
 
 def run(given: argparse.Namespace) -> None:
-    lines = Lines(given.folder)
-    for name in cases():
-        if _seeded(name, given) in lines.found or not _wanted(name, given):
-            continue
-        command = [sys.executable, __file__, "run", "--one", name, "--model", given.model, "--folder", given.folder]
-        command += ["--seed", given.seed]
-        command += ["--calibration", given.calibration, "--test", given.test]
-        done = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True)
-        line = json.loads(done.stdout.splitlines()[-1])
-        lines.add(line)
-        print(line["case"], f"{line['perplexity']:.2f}", f"{line.get('seconds', 0):.0f} s", flush=True)
+    """The cases that are not there yet, in the order of the globs, `jobs` at once."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    lines, end = Lines(given.folder), time.monotonic() + 3600 * given.hours
+    names = {name: None for glob in given.cases.split(",") for name in fnmatch.filter(cases(), glob)}
+    wanted = [name for name in names if _seeded(name, given) not in lines.found]
+    with ThreadPoolExecutor(given.jobs) as pool:
+        list(pool.map(lambda name: _run_one(name, lines, end, given), wanted))
+
+
+def _run_one(name: str, lines: Lines, end: float, given: argparse.Namespace) -> None:
+    if time.monotonic() > end:
+        return
+    command = [sys.executable, __file__, "run", "--one", name]
+    for key in ("model", "folder", "seed", "calibration", "test", "device", "jobs"):
+        command += [f"--{key}", getattr(given, key)]
+    done = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True)
+    line = json.loads(done.stdout.splitlines()[-1])
+    lines.add(line)
+    print(line["case"], f"{line['perplexity']:.2f}", f"{line.get('seconds', 0):.0f} s", flush=True)
 
 
 PEER = """
@@ -215,10 +234,10 @@ def peer(given: argparse.Namespace) -> None:
         command.append(given.peer_dtype)
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=folder)
         seconds, busy, peak = json.loads(done.stdout.split("DONE")[-1])
-        pruned = crepe.load(str(folder / "pruned"), dtype="bfloat16")[0]
+        pruned = crepe.load(str(folder / "pruned"), dtype="bfloat16", device=given.device)[0]
         line = {"case": name, "seconds": seconds, "processor": busy, "peak": peak, "date": time.strftime("%Y-%m-%d")}
         line["threads"] = torch.get_num_threads()
-        lines.add(line | _evaluate(pruned, tokenizer, given))
+        lines.add(line | _machine(given) | _evaluate(pruned, tokenizer, given))
         print(name, f"{lines.found[name]['perplexity']:.2f}", f"{seconds:.0f} s", flush=True)
 
 
@@ -278,6 +297,9 @@ def main() -> None:
     parser.add_argument("--peer")
     parser.add_argument("--peer-dtype", choices=list(PEERS), default="float32")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--hours", type=float, default=math.inf)
     parser.add_argument("--one")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)

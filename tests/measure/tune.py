@@ -200,6 +200,7 @@ def main() -> None:
     parser.add_argument("--only", default="*")
     parser.add_argument("--folder", default=".")
     parser.add_argument("--processes", type=int, default=14)
+    parser.add_argument("--compile-only", action="store_true", help="fill Triton's cache, time nothing")
     given = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("kernels are timed on a GPU, and there is none")
@@ -207,6 +208,8 @@ def main() -> None:
     every = [trial for group in groups.values() for trial in group]
     with multiprocessing.get_context("spawn").Pool(given.processes) as pool:
         reasons = iter(pool.map(_compile, every, chunksize=1))
+    if given.compile_only:
+        return
     with open(Path(given.folder) / "tune.jsonl", "a") as lines:
         for title, group in groups.items():
             _measure(title, [(trial, next(reasons)) for trial in group], partial(print, file=lines, flush=True))

@@ -62,7 +62,7 @@ def base(given: argparse.Namespace) -> None:
 def filters(given: argparse.Namespace) -> None:
     """Every way to choose filters, from the tuned network, at the same widths; then all are trained alike."""
     lines = Lines(given.folder, "filters")
-    how = {**TUNING, "finetune": given.epochs, "learning_rate": given.learning_rate}
+    how = {**TUNING, "finetune": given.epochs, "learning_rate": given.learning_rate, "batch_size": given.batch_size}
     for case in ("reprune", "torch-pruning l2", "dense", "torch-pruning fpgm", "l2", "fpgm", "reprune repaired"):
         if case in lines.found or (given.cases and case not in given.cases.split(",")):
             continue
@@ -78,7 +78,11 @@ def filters(given: argparse.Namespace) -> None:
         share = _macs(model, preprocess) / before
         _save(model, given.folder / f"{case.replace(' ', '-')}.safetensors")
         found = _accuracy(model, preprocess, given)
-        lines.add(case, macs=share, untrained=raw, accuracy=found, history=history, **how)
+        lines.add(case, macs=share, untrained=raw, accuracy=found, history=history, device=_device_name(given), **how)
+
+
+def _device_name(given: argparse.Namespace) -> str:
+    return torch.cuda.get_device_name() if given.device == "cuda" else str(given.device)
 
 
 def _macs(model: Any, preprocess: Any) -> int:
@@ -356,6 +360,7 @@ def main() -> None:
     parser.add_argument("--cases")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--learning-rate", type=float, default=TUNING["learning_rate"], help="of `filters`")
+    parser.add_argument("--batch-size", type=int, default=TUNING["batch_size"], help="of `filters`")
     parser.add_argument("--device", default="cpu", help="of `base` and `filters`")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)

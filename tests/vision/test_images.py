@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from crepe.errors import CrepeError, UsageError
-from crepe.vision.images import batches, chosen, parts, read_images, require_labels
+from crepe.vision import images as module
+from crepe.vision.images import Images, batches, chosen, parts, read_images, readable, require_labels
 from image_data import STEPS, parquet, picture
 
 
@@ -34,6 +35,23 @@ def test_a_folder_has_a_class_for_each_sub_folder(tmp_path: Path) -> None:
 
 def test_a_folder_takes_the_numbers_of_the_classes_that_the_model_knows(tmp_path: Path) -> None:
     assert read_images(str(_folder(tmp_path / "data")), label_ids={"dog": 3, "cat": 7}).labels == (7, 7, 3)
+
+
+def test_small_pictures_are_decoded_once_and_read_as_large_ones_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, decoded = read_images(str(_folder(tmp_path / "data"))), []
+    counting = Images(
+        found.source, found.pictures, found.labels, found.names, lambda p: decoded.append(p) or Image.open(p)
+    )
+    kept = readable(counting, STEPS, torch.device("cpu"))
+    after = len(decoded)
+    first, again = kept.batch([2, 0]), kept.batch([2, 0])
+    assert len(decoded) == after and first[1].tolist() == [1, 0]
+    monkeypatch.setattr(module, "MOST_KEPT_BYTES", 0)
+    large = readable(counting, STEPS, torch.device("cpu"))
+    assert torch.equal(large.batch([2, 0])[0], first[0]) and torch.equal(first[0], again[0])
+    assert len(decoded) == after + 3
 
 
 def test_a_corrupt_file_is_named(tmp_path: Path) -> None:

@@ -67,6 +67,16 @@ def test_zeroed_and_sliced_folders_compute_the_same(place: dict[str, str], tmp_p
         assert int((state[name] == 0).sum()) == about["zeros"] and list(state[name].shape) == about["shape"]
 
 
+def test_what_a_cut_takes_is_counted_in_rows_and_columns(place: dict[str, str], tmp_path: Path) -> None:
+    crepe.prune(place["net"], tmp_path / "out", method="l2", sparsity=0.25)
+    dense, state = (load_file(f"{folder}/model.safetensors") for folder in (place["net"], tmp_path / "out"))
+    tensors = json.loads((tmp_path / "out" / "crepe.json").read_text())["tensors"]
+    smaller = {name for name in state if dense[name].dim() > 1 and dense[name].shape != state[name].shape}
+    assert set(tensors) == smaller and any(name.endswith("conv2.weight") for name in smaller)
+    assert all(about["zeros"] == dense[name].numel() - state[name].numel() for name, about in tensors.items())
+
+
+
 @pytest.mark.parametrize("name", ["vit", "swin", "convnext", "resnet", "mobilenet-v2"])
 def test_hugging_face_models_in_and_out(name: str, tmp_path: Path) -> None:
     """Where the config can say the widths, plain transformers loads the folder; crepe loads every one."""

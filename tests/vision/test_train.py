@@ -12,7 +12,7 @@ from crepe.errors import CrepeError
 from crepe.recipe import Recipe
 from crepe.vision import train
 from crepe.vision.augment import crop_and_flip
-from crepe.vision.images import Images, read_images
+from crepe.vision.images import Images, read_images, readable
 from crepe.vision.nets.cifar_resnet import CifarResNet
 from image_data import STEPS, parquet
 
@@ -71,12 +71,12 @@ def test_a_killed_run_goes_on_to_the_same_weights(
 def test_the_best_epoch_is_kept(images: Images, before: float, is_better: bool) -> None:
     model, old = _net(), {"linear.bias": torch.ones(5)}
     progress = train.Progress([{"epoch": 1, "loss": 1.0, "accuracy": before}], old)
-    found = train._after_epoch(progress, model, images, STEPS, CPU, 1, 0.5)
+    found = train._after_epoch(progress, model, readable(images, STEPS, CPU), 1, 0.5)
     assert 0 <= found.history[-1]["accuracy"] <= 1 and found.history[-1]["epoch"] == 2
     assert (found.best is old) != is_better
     if is_better:
         assert torch.equal(found.best["linear.weight"], model.linear.weight)
-        again = train._after_epoch(found, model, images, STEPS, CPU, 2, 0.5)
+        again = train._after_epoch(found, model, readable(images, STEPS, CPU), 2, 0.5)
         assert again.best is found.best  # of two equal epochs the earlier one
 
 
@@ -90,7 +90,7 @@ def test_held_back_images_are_never_trained_on(images: Images) -> None:
 
 
 def test_an_epoch_shows_every_image_once_and_depends_on_the_seed(images: Images) -> None:
-    first, again, other = (list(train.epoch_batches(images, STEPS, 16, seed)) for seed in (0, 0, 1))
+    first, again, other = (list(train.epoch_batches(readable(images, STEPS, CPU), 16, seed)) for seed in (0, 0, 1))
     assert sorted(torch.cat([labels for _, labels in first]).tolist()) == sorted(images.labels)
     assert all(torch.equal(a[0], b[0]) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first[0][0], other[0][0])
