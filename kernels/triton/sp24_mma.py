@@ -89,14 +89,15 @@ def _halves(pointers, inside, upper, MASKED: tl.constexpr):
     return split4(tl.where(upper, (groups >> 32).to(tl.int32), groups.to(tl.int32)), pointers.shape[0])
 
 
-@triton.jit(do_not_specialize=["tokens"])
+@triton.jit(do_not_specialize=["tokens", "size"])
 def arrange_kernel(
-    out, x, tokens, INPUTS: tl.constexpr, BLOCKS: tl.constexpr, SIZE: tl.constexpr, EARLY: tl.constexpr
+    out, x, tokens, size, INPUTS: tl.constexpr, BLOCKS: tl.constexpr, SIZE: tl.constexpr, EARLY: tl.constexpr
 ):  # fmt: skip
     """The activations in the order in which the lanes of `mma_kernel` take them, two to an int32. EARLY: lets that
     kernel begin at once; it waits before it reads them.
 
-    out: (tiles of 8 tokens, BLOCKS of 16 words, 8 bit positions, 32 lanes, 8). x: (tokens, INPUTS / 2) int32.
+    out: (tiles of 8 tokens, BLOCKS of 16 words, 8 bit positions, 32 lanes, 8), `size` in all, and then zeros. x:
+    (tokens, INPUTS / 2) int32.
     """
     if EARLY:
         gdc_launch_dependents()
@@ -107,7 +108,7 @@ def arrange_kernel(
     token = tl.minimum(at // (2048 * BLOCKS) * 8 + lane // 4, tokens - 1)
     word = 16 * block + 4 * (lane % 4 // 2) + 8 * (register // 4) + register % 4
     pair = x + token * (INPUTS // 2) + 2 * (group * LENGTH + word) + lane % 2
-    tl.store(out + at, tl.load(pair, word < LENGTH, other=0))
+    tl.store(out + at, tl.load(pair, (word < LENGTH) & (at < size), other=0))
 
 
 @triton.jit
@@ -161,25 +162,53 @@ def _both(
 
 
 @triton.jit
+def _total(sums, S: tl.constexpr, SPLIT: tl.constexpr):
+    """What the warps of a group have found, added. sums S to S + 3 -> (groups, 32 lanes, 2 rows, 2 tokens)."""
+    even, odd = tl.join(sums[S], sums[S + 2]), tl.join(sums[S + 1], sums[S + 3])
+    return tl.sum(tl.reshape(tl.join(even, odd), (sums[0].shape[0] // 32 // SPLIT, SPLIT, 32, 2, 2)), 1)
+
+
+@triton.jit
 def _store(
-    out, bias, sums, first, first_token, tokens, OUTPUTS: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr,
-    SPLIT: tl.constexpr, HAS_BIAS: tl.constexpr,
+    out, bias, total, first, first_token, tokens, OUTPUTS: tl.constexpr, ROWS: tl.constexpr, HAS_BIAS: tl.constexpr
 ):  # fmt: skip
-    """Add what the warps of a group have found, and write it where the lanes' sums belong."""
+    """Write sums where they belong."""
+    group, lane = tl.arange(0, total.shape[0])[:, None, None, None], tl.arange(0, 32)[None, :, None, None]
+    row = first + 16 * ROWS * group + lane // 4 + 8 * tl.arange(0, 2)[None, None, :, None]
+    token = first_token + 2 * (lane % 4) + tl.arange(0, 2)[None, None, None, :]
+    if HAS_BIAS:
+        total += tl.load(bias + tl.minimum(row, OUTPUTS - 1)).to(tl.float32)
+    tl.store(out + token.to(tl.int64) * OUTPUTS + row, total, (row < OUTPUTS) & (token < tokens))
+
+
+@triton.jit
+def _share(
+    out, bias, counters, sums, first, tokens, OUTPUTS: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr,
+    SPLIT: tl.constexpr, SLICES: tl.constexpr, HAS_BIAS: tl.constexpr,
+):  # fmt: skip
+    """Leave the sums of this slice to the program that is last, in an order that does not depend on which one that is.
+
+    counters: int32 for each program of a slice, 0 at first; behind them the bits of the sums.
+    """
     GROUPS: tl.constexpr = sums[0].shape[0] // 32 // SPLIT
-    group = 16 * ROWS * tl.arange(0, GROUPS)[:, None, None, None]
-    lane = tl.arange(0, 32)[None, :, None, None]
-    row_of = first + group + lane // 4 + 8 * tl.arange(0, 2)[None, None, :, None]
-    token_of = first_token + 2 * (lane % 4) + tl.arange(0, 2)[None, None, None, :]
-    for batch in tl.static_range(TOKENS):
-        for tile in tl.static_range(ROWS):
-            even = tl.join(sums[4 * (batch * ROWS + tile)], sums[4 * (batch * ROWS + tile) + 2])
-            odd = tl.join(sums[4 * (batch * ROWS + tile) + 1], sums[4 * (batch * ROWS + tile) + 3])
-            total = tl.sum(tl.reshape(tl.join(even, odd), (GROUPS, SPLIT, 32, 2, 2)), 1)
-            row, token = row_of + 16 * tile, token_of + 8 * batch
-            if HAS_BIAS:
-                total += tl.load(bias + tl.minimum(row, OUTPUTS - 1)).to(tl.float32)
-            tl.store(out + token.to(tl.int64) * OUTPUTS + row, total, (row < OUTPUTS) & (token < tokens))
+    TILES: tl.constexpr = ROWS * TOKENS
+    programs = tl.num_programs(0) * tl.num_programs(1)
+    program = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+    place = tl.arange(0, GROUPS)[:, None, None, None] * 32 + tl.arange(0, 32)[None, :, None, None]
+    place = (place * 2 + tl.arange(0, 2)[None, None, :, None]) * 2 + tl.arange(0, 2)[None, None, None, :]
+    at = counters + (programs + 15) // 16 * 16 + program * (SLICES * TILES * GROUPS * 128) + place
+    mine = at + tl.program_id(2) * (TILES * GROUPS * 128)
+    for tile in tl.static_range(TILES):
+        tl.store(mine + tile * GROUPS * 128, _total(sums, 4 * tile, SPLIT).to(tl.int32, bitcast=True))
+    tl.debug_barrier()  # one thread counts for all
+    if tl.atomic_add(counters + program, 1) == SLICES - 1:
+        for tile in tl.static_range(TILES):
+            total = tl.zeros((GROUPS, 32, 2, 2), tl.float32)
+            for each in tl.static_range(SLICES):
+                bits = tl.load(at + (each * TILES + tile) * GROUPS * 128, cache_modifier=".cg")
+                total += bits.to(tl.float32, bitcast=True)
+            first_token = 8 * (tl.program_id(1) * TOKENS + tile // ROWS)
+            _store(out, bias, total, first + 16 * (tile % ROWS), first_token, tokens, OUTPUTS, ROWS, HAS_BIAS)
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -197,6 +226,7 @@ def mma_kernel(
     AHEAD: tl.constexpr,
     ARRANGED: tl.constexpr,
     SPLIT: tl.constexpr,
+    SLICES: tl.constexpr,
     BUFFERS: tl.constexpr,
     EARLY: tl.constexpr,
     WARPS: tl.constexpr,
@@ -206,31 +236,35 @@ def mma_kernel(
 ):
     """out: (tokens, OUTPUTS). x: (tokens, INPUTS / 4) int64, or ARRANGED by `arrange_kernel`. values: (OUTPUTS,
     INPUTS / 4) int32. meta: (OUTPUTS, INPUTS / 32) int32. SPLIT warps share the inputs of 16 ROWS outputs; the groups
-    of such warps lie along the outputs and read the same 8 TOKENS tokens. BUFFERS: 2 reads the weights of a phase while
-    the one before is multiplied. EARLY: begun before `arrange_kernel` has ended.
+    of such warps lie along the outputs and read the same 8 TOKENS tokens. SLICES: programs that share the inputs; what
+    they add up lies behind the activations, so that these have to be arranged. BUFFERS: 2 reads the weights of a phase
+    while the one before is multiplied. EARLY: begun before `arrange_kernel` has ended.
 
     A warp takes 16 words of metadata at a time: with each bit position they describe 16 neighbouring groups, that is
     two products of the tensor core. Lane t of a group of four holds groups 4 t to 4 t + 3, 16 bytes of each row.
     """
     LENGTH: tl.constexpr = INPUTS // 32
-    STEPS: tl.constexpr = (LENGTH + 16 * SPLIT - 1) // (16 * SPLIT)
-    MASKED: tl.constexpr = LENGTH % (16 * SPLIT) != 0
+    BLOCKS: tl.constexpr = (LENGTH + 15) // 16
+    STEPS: tl.constexpr = (BLOCKS + SPLIT * SLICES - 1) // (SPLIT * SLICES)
+    MASKED: tl.constexpr = LENGTH % (16 * SPLIT * SLICES) != 0
     PHASES: tl.constexpr = 8 // AHEAD
     lane = tl.arange(0, 32 * WARPS)
     g, t = lane % 32 // 4, lane % 4
     first = tl.program_id(0) * (16 * ROWS * WARPS // SPLIT)
-    row = first + lane // 32 // SPLIT * (16 * ROWS) + g
-    block = lane // 32 % SPLIT
+    row, share = first + g, lane // 32
+    if WARPS > SPLIT:
+        row, share = row + share // SPLIT * (16 * ROWS), share % SPLIT
+    if SLICES > 1:
+        share += tl.program_id(2) * (STEPS * SPLIT)
     sums = (tl.full((32 * WARPS,), 0.0, tl.float32),) * (4 * ROWS * TOKENS)
     if BUFFERS == 2:
-        mine = (16 * block + 4 * t)[:, None] + tl.arange(0, 4)[None, :]
-        words = _all_words(meta, row, 16 * block + t, True, OUTPUTS, LENGTH, ROWS, MASKED, False)
+        mine = (16 * share + 4 * t)[:, None] + tl.arange(0, 4)[None, :]
+        words = _all_words(meta, row, 16 * share + t, True, OUTPUTS, LENGTH, ROWS, MASKED, False)
         weights = _weights(values, row, mine, True, 0, OUTPUTS, LENGTH, ROWS, AHEAD, MASKED, False)
-    if EARLY:
-        if not INTERPRETED:
-            gdc_wait()
+    if EARLY and not INTERPRETED:
+        gdc_wait()
     for step in range(STEPS):
-        block = step * SPLIT + lane // 32 % SPLIT
+        block = step * SPLIT + share
         mine = (16 * block + 4 * t)[:, None] + tl.arange(0, 4)[None, :]
         if BUFFERS == 1:
             words = _all_words(meta, row, 16 * block + t, True, OUTPUTS, LENGTH, ROWS, MASKED, False)
@@ -267,7 +301,13 @@ def mma_kernel(
                 sums = added
             if BUFFERS == 2 and (STEPS > 1 or phase + 1 < PHASES):
                 weights = following
-    _store(out, bias, sums, first, tl.program_id(1) * 8 * TOKENS, tokens, OUTPUTS, ROWS, TOKENS, SPLIT, HAS_BIAS)
+    if SLICES > 1:
+        counters = x + tl.num_programs(1).to(tl.int64) * (TOKENS * BLOCKS * 2048)
+        _share(out, bias, counters, sums, first, tokens, OUTPUTS, ROWS, TOKENS, SPLIT, SLICES, HAS_BIAS)
+    else:
+        for tile in tl.static_range(ROWS * TOKENS):
+            total, first_token = _total(sums, 4 * tile, SPLIT), 8 * (tl.program_id(1) * TOKENS + tile // ROWS)
+            _store(out, bias, total, first + 16 * (tile % ROWS), first_token, tokens, OUTPUTS, ROWS, HAS_BIAS)
 
 
 def plan(shape: tuple[int, int, int], dtype: torch.dtype, device: Device = HOPPER) -> tuple[dict[str, Any], Config]:
@@ -278,12 +318,15 @@ def plan(shape: tuple[int, int, int], dtype: torch.dtype, device: Device = HOPPE
     return constants | {"BF16": dtype == torch.bfloat16}, config
 
 
-def arranged(x: Tensor, tiles: int, early: bool) -> Tensor:
-    """x: (tokens, inputs) -> int32 for `mma_kernel`, tokens rounded up to a multiple of 8 `tiles`."""
+def arranged(x: Tensor, tiles: int, early: bool = False, counters: int = 0, sums: int = 0) -> Tensor:
+    """x: (tokens, inputs) -> int32 for `mma_kernel`, tokens rounded up to a multiple of 8 `tiles`; behind them as many
+    counters at zero, and room for sums."""
     tokens, inputs = x.shape
     blocks = triton.cdiv(inputs // 32, 16)
-    out = x.new_empty(triton.cdiv(tokens, 8 * tiles) * tiles * blocks * 2048, dtype=torch.int32)
-    arrange_kernel[(len(out) // _SIZE,)](out, x.view(torch.int32), tokens, inputs, blocks, _SIZE, early, num_warps=4)
+    size = triton.cdiv(tokens, 8 * tiles) * tiles * blocks * 2048
+    out = x.new_empty(size + triton.cdiv(counters, 16) * 16 + triton.cdiv(sums, _SIZE) * _SIZE, dtype=torch.int32)
+    programs = triton.cdiv(size + counters, _SIZE)
+    arrange_kernel[(programs,)](out, x.view(torch.int32), tokens, size, inputs, blocks, _SIZE, early, num_warps=4)
     return out
 
 
@@ -291,10 +334,12 @@ def mma(x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None, interprete
     """x: (tokens, inputs) -> (tokens, outputs). All contiguous and aligned to 16 bytes."""
     shape = (len(x), len(values), x.shape[1])
     constants, config = plan(shape, x.dtype, device_of(x.device))
-    outputs = 16 * constants["ROWS"] * config.warps // constants["SPLIT"]
-    grid = (triton.cdiv(shape[1], outputs), triton.cdiv(shape[0], 8 * constants["TOKENS"]))
-    early = bool(constants["EARLY"]) and not interpreted
-    activations = arranged(x, constants["TOKENS"], early) if constants["ARRANGED"] else x.view(torch.int64)
+    outputs, tokens = 16 * constants["ROWS"] * config.warps // constants["SPLIT"], 8 * constants["TOKENS"]
+    grid = (triton.cdiv(shape[1], outputs), triton.cdiv(shape[0], tokens), constants["SLICES"])
+    early, activations = False, x.view(torch.int64)
+    if constants["ARRANGED"]:
+        early, counters = bool(constants["EARLY"]) and not interpreted, grid[0] * grid[1] * (grid[2] > 1)
+        activations = arranged(x, constants["TOKENS"], early, counters, counters * grid[2] * outputs * tokens)
     operands = (activations, values.view(torch.int32), meta)
     constants["INTERPRETED"] = interpreted
     if early:

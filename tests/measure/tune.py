@@ -108,17 +108,41 @@ def _blocks() -> Iterator[Trial]:
         yield Trial("colblock_matmul", (16, wide, deep), config, (64, 8))
 
 
+# Of the sparse tensor cores: rows, warps that share the inputs, warps, and programs that share the inputs.
+_MMA_PLACES = {
+    SQUARE: ((1, 4, 4, 1), (1, 8, 8, 1), (1, 8, 16, 1), (1, 4, 8, 1), (1, 4, 16, 2), (1, 2, 8, 4), (2, 8, 8, 1),
+             (2, 4, 8, 2), (2, 4, 4, 1)),
+    WIDE: ((1, 2, 4, 1), (1, 4, 8, 1), (1, 2, 8, 1), (1, 2, 8, 2), (1, 4, 16, 1), (1, 2, 16, 2), (2, 4, 8, 1),
+           (2, 2, 4, 1), (2, 2, 8, 2)),
+    DEEP: ((1, 4, 4, 1), (1, 8, 8, 1), (1, 8, 16, 1), (1, 2, 4, 2), (1, 2, 8, 4), (1, 4, 16, 2), (2, 4, 4, 1),
+           (2, 2, 4, 4), (2, 4, 8, 2)),
+    HALF: ((1, 4, 4, 1), (1, 2, 4, 1), (1, 4, 8, 1), (1, 2, 8, 1), (1, 2, 8, 2), (1, 4, 16, 2), (2, 4, 8, 1),
+           (2, 2, 4, 1), (2, 2, 8, 4)),
+}  # fmt: skip
+# With each number of rows and tiles of tokens that registers last for: bit positions at once, buffers of weights.
+_MMA_PHASES = {
+    (1, 1): ((8, 1), (4, 2)), (2, 1): ((4, 1), (2, 2)), (1, 2): ((8, 1), (4, 2)), (2, 2): ((4, 1), (2, 2)),
+    (1, 4): ((4, 1), (2, 2)), (2, 4): ((2, 1),),
+}  # fmt: skip
+
+
 def _mma() -> Iterator[Trial]:
-    for tokens, shapes, tiles, ahead in (
-        (8, (SQUARE, WIDE), ((1, 1),), (4, 8)),
-        (16, (SQUARE, WIDE, DEEP, HALF), ((1, 2), (2, 2)), (4, 8)),
-        (32, (SQUARE, WIDE), ((1, 4), (2, 4)), (2, 4)),
-        (64, (SQUARE, WIDE), ((1, 8), (2, 4)), (2,)),
-    ):
-        sizes = [(*tile, *more, 1) for tile, *more in product(tiles, ahead, (0, 1), (4, 8))]
-        names = ("ROWS", "TOKENS", "AHEAD", "ARRANGED")
-        for (wide, deep), config in product(shapes, _configs(names, *sizes)):
-            yield Trial("sp24_mma", (tokens, wide, deep), config)
+    names = ("ROWS", "TOKENS", "AHEAD", "ARRANGED", "SPLIT", "SLICES", "BUFFERS", "EARLY")
+    for tokens, (shape, places) in product((8, 16, 32), _MMA_PLACES.items()):
+        sizes = [
+            (rows, tokens // 8, ahead, 1, split, slices, buffers, early, warps, 1)
+            for early, (rows, split, warps, slices) in product((0, 1), places)
+            for ahead, buffers in _MMA_PHASES[rows, tokens // 8]
+            if early or tokens == 16
+        ]
+        if tokens == 8:
+            sizes += [
+                (1, 1, ahead, 0, split, 1, buffers, 0, warps, 1)
+                for (rows, split, warps, slices), (ahead, buffers) in product(places, _MMA_PHASES[1, 1])
+                if rows == slices == 1
+            ]
+        for config in _configs(names, *sizes):
+            yield Trial("sp24_mma", (tokens, *shape), config)
 
 
 def _prefill() -> Iterator[Trial]:
