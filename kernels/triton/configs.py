@@ -18,12 +18,14 @@ _ANY = 1 << 31
 
 @dataclass(frozen=True)
 class Config:
-    """tiles: the sizes that the kernel takes as constants. shared: bytes of shared memory that a block needs."""
+    """tiles: the sizes that the kernel takes as constants. shared: bytes of shared memory that a block needs.
+    registers: the most that a thread may have, so that more blocks fit on a multiprocessor; 0 leaves it open."""
 
     tiles: Mapping[str, int]
     warps: int
     stages: int = 1
     shared: int = 0
+    registers: int = 0
 
 
 @dataclass(frozen=True)

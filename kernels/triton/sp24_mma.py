@@ -38,16 +38,22 @@ def _words(meta, row, word, more, LENGTH: tl.constexpr, MASKED: tl.constexpr, LA
 
 
 @triton.jit
+def _inside(row, OUTPUTS: tl.constexpr, RAGGED: tl.constexpr):
+    """A row that there is. Where all are, rows lie a constant apart, which needs no second address."""
+    return tl.minimum(row, OUTPUTS - 1) if RAGGED else row
+
+
+@triton.jit
 def _all_words(
-    meta, first, word, more, OUTPUTS: tl.constexpr, LENGTH: tl.constexpr, ROWS: tl.constexpr, MASKED: tl.constexpr,
-    LAST: tl.constexpr,
+    meta, first, word, more, OUTPUTS: tl.constexpr, LENGTH: tl.constexpr, ROWS: tl.constexpr, RAGGED: tl.constexpr,
+    MASKED: tl.constexpr, LAST: tl.constexpr,
 ):  # fmt: skip
     """The words of metadata of a step, eight for each tile of rows."""
     words = ()
     for tile in tl.static_range(ROWS):
         row = first + 16 * tile
-        words = words + _words(meta, tl.minimum(row, OUTPUTS - 1), word, more, LENGTH, MASKED, LAST)
-        words = words + _words(meta, tl.minimum(row + 8, OUTPUTS - 1), word, more, LENGTH, MASKED, LAST)
+        words = words + _words(meta, _inside(row, OUTPUTS, RAGGED), word, more, LENGTH, MASKED, LAST)
+        words = words + _words(meta, _inside(row + 8, OUTPUTS, RAGGED), word, more, LENGTH, MASKED, LAST)
     return words
 
 
@@ -63,14 +69,14 @@ def _codes(words, W: tl.constexpr, INTERPRETED: tl.constexpr):
 @triton.jit
 def _weights(
     values, first, mine, more, PHASE: tl.constexpr, OUTPUTS: tl.constexpr, LENGTH: tl.constexpr, ROWS: tl.constexpr,
-    AHEAD: tl.constexpr, MASKED: tl.constexpr, LAST: tl.constexpr,
+    AHEAD: tl.constexpr, RAGGED: tl.constexpr, MASKED: tl.constexpr, LAST: tl.constexpr,
 ):  # fmt: skip
     """The kept weights of a phase: for each bit position and tile of rows eight tensors of int32."""
     weights = ()
     for ahead in tl.static_range(AHEAD):
         for tile in tl.static_range(ROWS):
             for side in tl.static_range(2):
-                row = tl.minimum(first + 16 * tile + 8 * side, OUTPUTS - 1)[:, None]
+                row = _inside(first + 16 * tile + 8 * side, OUTPUTS, RAGGED)[:, None]
                 at = values + row * (8 * LENGTH) + mine + (AHEAD * PHASE + ahead) * LENGTH
                 if MASKED:
                     four = tl.load(at, (mine < LENGTH) & more, other=0, eviction_policy="evict_first")
@@ -112,12 +118,14 @@ def arrange_kernel(
 
 
 @triton.jit
-def _arranged(x, tile_of_tokens, block, group, lane, BLOCKS: tl.constexpr, LANES: tl.constexpr):
+def _arranged(x, tile_of_tokens, block, group, lane, BLOCKS: tl.constexpr, MASKED: tl.constexpr):
     """What a lane needs of activations that `arrange_kernel` has written: eight tensors of int32."""
-    place = (tile_of_tokens * BLOCKS + tl.minimum(block, BLOCKS - 1)) * 8 + group
+    if MASKED:
+        block = tl.minimum(block, BLOCKS - 1)
+    place = (tile_of_tokens * BLOCKS + block) * 8 + group
     at = x + (place.to(tl.int64) * 256 + lane % 32 * 8)[:, None] + tl.arange(0, 4)[None, :]
     near, far = tl.load(at, eviction_policy="evict_last"), tl.load(at + 4, eviction_policy="evict_last")
-    return split4(near, LANES) + split4(far, LANES)
+    return split4(near, lane.shape[0]) + split4(far, lane.shape[0])
 
 
 @triton.jit
@@ -135,7 +143,7 @@ def _activations(
         for batch in tl.static_range(TOKENS):
             if ARRANGED:
                 activations = activations + _arranged(
-                    x, tile_of_tokens + batch, block, AHEAD * PHASE + ahead, lane, (LENGTH + 15) // 16, lane.shape[0]
+                    x, tile_of_tokens + batch, block, AHEAD * PHASE + ahead, lane, (LENGTH + 15) // 16, MASKED
                 )
             else:
                 token = tl.minimum(8 * (tile_of_tokens + batch) + g, tokens - 1).to(tl.int64)
@@ -237,8 +245,8 @@ def mma_kernel(
     """out: (tokens, OUTPUTS). x: (tokens, INPUTS / 4) int64, or ARRANGED by `arrange_kernel`. values: (OUTPUTS,
     INPUTS / 4) int32. meta: (OUTPUTS, INPUTS / 32) int32. SPLIT warps share the inputs of 16 ROWS outputs; the groups
     of such warps lie along the outputs and read the same 8 TOKENS tokens. SLICES: programs that share the inputs; what
-    they add up lies behind the activations, so that these have to be arranged. BUFFERS: 2 reads the weights of a phase
-    while the one before is multiplied. EARLY: begun before `arrange_kernel` has ended.
+    they add up lies behind the activations, so that these have to be arranged. BUFFERS: phases whose weights are held
+    or on their way at the same time, at most one more than a step has. EARLY: begun before `arrange_kernel` has ended.
 
     A warp takes 16 words of metadata at a time: with each bit position they describe 16 neighbouring groups, that is
     two products of the tensor core. Lane t of a group of four holds groups 4 t to 4 t + 3, 16 bytes of each row.
@@ -247,6 +255,7 @@ def mma_kernel(
     BLOCKS: tl.constexpr = (LENGTH + 15) // 16
     STEPS: tl.constexpr = (BLOCKS + SPLIT * SLICES - 1) // (SPLIT * SLICES)
     MASKED: tl.constexpr = LENGTH % (16 * SPLIT * SLICES) != 0
+    RAGGED: tl.constexpr = OUTPUTS % (16 * ROWS * WARPS // SPLIT) != 0
     PHASES: tl.constexpr = 8 // AHEAD
     lane = tl.arange(0, 32 * WARPS)
     g, t = lane % 32 // 4, lane % 4
@@ -257,32 +266,41 @@ def mma_kernel(
     if SLICES > 1:
         share += tl.program_id(2) * (STEPS * SPLIT)
     sums = (tl.full((32 * WARPS,), 0.0, tl.float32),) * (4 * ROWS * TOKENS)
-    if BUFFERS == 2:
+    if BUFFERS > 1:
         mine = (16 * share + 4 * t)[:, None] + tl.arange(0, 4)[None, :]
-        words = _all_words(meta, row, 16 * share + t, True, OUTPUTS, LENGTH, ROWS, MASKED, False)
-        weights = _weights(values, row, mine, True, 0, OUTPUTS, LENGTH, ROWS, AHEAD, MASKED, False)
+        words = _all_words(meta, row, 16 * share + t, True, OUTPUTS, LENGTH, ROWS, RAGGED, MASKED, False)
+        weights = ()
+        for phase in tl.static_range(BUFFERS - 1):
+            weights = weights + _weights(
+                values, row, mine, True, phase, OUTPUTS, LENGTH, ROWS, AHEAD, RAGGED, MASKED, False
+            )
     if EARLY and not INTERPRETED:
         gdc_wait()
     for step in range(STEPS):
         block = step * SPLIT + share
         mine = (16 * block + 4 * t)[:, None] + tl.arange(0, 4)[None, :]
         if BUFFERS == 1:
-            words = _all_words(meta, row, 16 * block + t, True, OUTPUTS, LENGTH, ROWS, MASKED, False)
+            words = _all_words(meta, row, 16 * block + t, True, OUTPUTS, LENGTH, ROWS, RAGGED, MASKED, False)
         codes = ()
         for tile in tl.static_range(ROWS):
             codes = codes + _codes(words, 8 * tile, INTERPRETED)
         for phase in tl.static_range(PHASES):
             # All weights of a phase first: what is in flight hides how long the memory takes.
             if BUFFERS == 1:
-                weights = _weights(values, row, mine, True, phase, OUTPUTS, LENGTH, ROWS, AHEAD, MASKED, False)
-            elif phase + 1 < PHASES:
-                following = _weights(values, row, mine, True, phase + 1, OUTPUTS, LENGTH, ROWS, AHEAD, MASKED, False)
-            elif STEPS > 1:
-                more, word = step + 1 < STEPS, 16 * (block + SPLIT) + t
-                words = _all_words(meta, row, word, more, OUTPUTS, LENGTH, ROWS, MASKED, True)
-                following = _weights(
-                    values, row, mine + 16 * SPLIT, more, 0, OUTPUTS, LENGTH, ROWS, AHEAD, MASKED, True
+                weights = _weights(values, row, mine, True, phase, OUTPUTS, LENGTH, ROWS, AHEAD, RAGGED, MASKED, False)
+            elif phase + BUFFERS - 1 < PHASES:
+                weights = weights + _weights(
+                    values, row, mine, True, phase + BUFFERS - 1, OUTPUTS, LENGTH, ROWS, AHEAD, RAGGED, MASKED, False
                 )
+            elif STEPS > 1:
+                more = step + 1 < STEPS
+                if phase + BUFFERS - 1 == PHASES:
+                    word = 16 * (block + SPLIT) + t
+                    words = _all_words(meta, row, word, more, OUTPUTS, LENGTH, ROWS, RAGGED, MASKED, True)
+                weights = weights + _weights(
+                    values, row, mine + 16 * SPLIT, more, phase + BUFFERS - 1 - PHASES, OUTPUTS, LENGTH, ROWS, AHEAD,
+                    RAGGED, MASKED, True
+                )  # fmt: skip
             # The assembler would move each load down to where its result is used; it moves none across a barrier.
             tl.debug_barrier()
             activations = _activations(
@@ -294,13 +312,16 @@ def mma_kernel(
                     for tile in tl.static_range(ROWS):
                         added = added + _both(
                             sums, 4 * (batch * ROWS + tile),
-                            weights, 8 * (ahead * ROWS + tile),
+                            weights, 8 * ROWS * (AHEAD * phase * (BUFFERS > 1) + ahead) + 8 * tile,
                             activations, 8 * (ahead * TOKENS + batch),
                             codes[8 * tile + AHEAD * phase + ahead], BF16, INTERPRETED,
                         )  # fmt: skip
                 sums = added
-            if BUFFERS == 2 and (STEPS > 1 or phase + 1 < PHASES):
-                weights = following
+        if BUFFERS > 1:
+            following = ()
+            for place in tl.static_range(8 * ROWS * AHEAD * (BUFFERS - 1)):
+                following = following + (weights[64 * ROWS * (STEPS > 1) + place],)
+            weights = following
     if SLICES > 1:
         counters = x + tl.num_programs(1).to(tl.int64) * (TOKENS * BLOCKS * 2048)
         _share(out, bias, counters, sums, first, tokens, OUTPUTS, ROWS, TOKENS, SPLIT, SLICES, HAS_BIAS)
