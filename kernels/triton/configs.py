@@ -54,7 +54,7 @@ class Row:
 def _mma(rows: int, tokens: int, ahead: int, arranged: int) -> Config:
     """Four warps that share the inputs."""
     tiles = {"ROWS": rows, "TOKENS": tokens, "AHEAD": ahead, "ARRANGED": arranged}
-    return Config(tiles | {"SPLIT": 4, "SLICES": 1, "BUFFERS": 1, "EARLY": 0}, 4, shared=2 << 10)
+    return Config(tiles | {"SPLIT": 4, "SLICES": 1, "BUFFERS": 1, "EARLY": 0, "BARRIERS": 1}, 4, shared=2 << 10)
 
 
 TABLES: dict[str, tuple[Row, ...]] = {

@@ -237,6 +237,7 @@ def mma_kernel(
     SLICES: tl.constexpr,
     BUFFERS: tl.constexpr,
     EARLY: tl.constexpr,
+    BARRIERS: tl.constexpr,
     WARPS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     BF16: tl.constexpr,
@@ -247,6 +248,7 @@ def mma_kernel(
     of such warps lie along the outputs and read the same 8 TOKENS tokens. SLICES: programs that share the inputs; what
     they add up lies behind the activations, so that these have to be arranged. BUFFERS: phases whose weights are held
     or on their way at the same time, at most one more than a step has. EARLY: begun before `arrange_kernel` has ended.
+    BARRIERS: 2 asks for all activations of a phase before its first product too.
 
     A warp takes 16 words of metadata at a time: with each bit position they describe 16 neighbouring groups, that is
     two products of the tensor core. Lane t of a group of four holds groups 4 t to 4 t + 3, 16 bytes of each row.
@@ -306,6 +308,8 @@ def mma_kernel(
             activations = _activations(
                 x, tl.program_id(1) * TOKENS, tokens, block, lane, phase, INPUTS, TOKENS, AHEAD, ARRANGED, MASKED
             )
+            if BARRIERS == 2:
+                tl.debug_barrier()
             for ahead in tl.static_range(AHEAD):
                 added = ()
                 for batch in tl.static_range(TOKENS):

@@ -159,7 +159,7 @@ def _read_before_the_first_product(compiled: Compiled) -> int:
 )
 def test_sp24_mma_of_two_buffers(tiles: dict[str, int], inputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The weights of two phases are on their way before the first product, and registers last for them."""
-    config = Config({"TOKENS": 2, "ARRANGED": 1, "BUFFERS": 2, "EARLY": 1} | tiles, 8, shared=4 << 10)
+    config = Config({"TOKENS": 2, "ARRANGED": 1, "BUFFERS": 2, "EARLY": 1, "BARRIERS": 1} | tiles, 8, shared=4 << 10)
     monkeypatch.setitem(TABLES, "sp24_mma", (Row(config),))
     constants, _ = sp24_mma.plan((16, 4096, inputs), BF16)
     types = {"out": "*bf16", "x": "*i32", "values": "*i32", "meta": "*i32", "bias": "*bf16", "tokens": "i32"}

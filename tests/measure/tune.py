@@ -110,7 +110,7 @@ def _blocks() -> Iterator[Trial]:
 
 # Of the sparse tensor cores: rows, warps that share the inputs, warps, and programs that share the inputs.
 _MMA_PLACES = {
-    SQUARE: ((1, 4, 4, 1), (1, 8, 8, 1), (1, 8, 16, 1), (1, 4, 4, 2), (1, 2, 4, 4), (1, 2, 4, 2), (1, 4, 8, 2),
+    SQUARE: ((1, 4, 4, 1), (1, 8, 8, 1), (1, 8, 16, 1), (1, 4, 4, 2), (1, 2, 4, 4), (1, 2, 4, 2),
              (2, 4, 4, 1), (2, 4, 4, 2)),
     WIDE: ((1, 4, 4, 1), (1, 2, 4, 1), (1, 1, 4, 1), (1, 2, 8, 1), (1, 4, 8, 1), (1, 2, 8, 2), (2, 4, 4, 1),
            (2, 2, 4, 1), (2, 1, 4, 2)),
@@ -129,7 +129,7 @@ _MMA_PHASES = {
 
 
 def _mma() -> Iterator[Trial]:
-    names = ("ROWS", "TOKENS", "AHEAD", "ARRANGED", "SPLIT", "SLICES", "BUFFERS", "EARLY")
+    names = ("ROWS", "TOKENS", "AHEAD", "ARRANGED", "SPLIT", "SLICES", "BUFFERS", "EARLY", "BARRIERS")
     for tokens, (shape, places) in product((8, 16, 32), _MMA_PLACES.items()):
         for (rows, split, warps, slices), arranged, early in product(places, (1, 0), (1, 0)):
             for ahead, buffers, registers in _mma_phases(shape, tokens, rows, split * slices, warps):
@@ -138,7 +138,17 @@ def _mma() -> Iterator[Trial]:
                     continue
                 if not arranged and (tokens != 8 or slices > 1):
                     continue
-                sizes = (rows, tokens // 8, ahead, arranged, split, slices, buffers, early)
+                sizes = (
+                    rows,
+                    tokens // 8,
+                    ahead,
+                    arranged,
+                    split,
+                    slices,
+                    buffers,
+                    early,
+                    2 if buffers > 1 and ahead < 8 else 1,
+                )
                 config = Config(dict(zip(names, sizes, strict=True)), warps, registers=registers)
                 yield Trial("sp24_mma", (tokens, *shape), config)
 
@@ -147,15 +157,16 @@ def _mma_phases(
     shape: tuple[int, int], tokens: int, rows: int, share: int, warps: int
 ) -> Iterator[tuple[int, int, int]]:
     if shape[1] <= 512 * share and (rows, tokens) == (1, 16):
-        yield 8, 2, 128  # the only step: all of its weights at once
+        # The only step: all of its weights at once.
+        yield from ((8, 2, 128), (1, 9, 128), (1, 5, 128))
+        return
     for ahead, buffers, registers in _MMA_PHASES[rows, tokens // 8]:
-        masked = shape[1] % (512 * share)
-        # Without a limit eight warps get so many registers that one block fits; with masks the limit spills.
+        # Without a limit eight warps get so many registers that one block fits. With it, loops that are not unrolled
+        # and masks spill.
+        if registers and (shape[1] % (512 * share) or shape == SQUARE) and tokens > 8:
+            registers = 0
         if warps == 4 or registers:
-            if not masked or not registers:
-                yield ahead, buffers, registers
-            elif ahead == 2:
-                yield ahead, buffers, 0
+            yield ahead, buffers, registers
 
 
 def _prefill() -> Iterator[Trial]:
