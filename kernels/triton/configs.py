@@ -18,12 +18,14 @@ _ANY = 1 << 31
 
 @dataclass(frozen=True)
 class Config:
-    """tiles: the sizes that the kernel takes as constants. shared: bytes of shared memory that a block needs."""
+    """tiles: the sizes that the kernel takes as constants. shared: bytes of shared memory that a block needs.
+    registers: the most that a thread may have, so that more blocks fit on a multiprocessor; 0 leaves it open."""
 
     tiles: Mapping[str, int]
     warps: int
     stages: int = 1
     shared: int = 0
+    registers: int = 0
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,12 @@ class Row:
     device: str = ""
 
 
+def _mma(rows: int, tokens: int, ahead: int, arranged: int) -> Config:
+    """Four warps that share the inputs."""
+    tiles = {"ROWS": rows, "TOKENS": tokens, "AHEAD": ahead, "ARRANGED": arranged}
+    return Config(tiles | {"SPLIT": 4, "SLICES": 1, "BUFFERS": 1, "EARLY": 0, "BARRIERS": 1}, 4, shared=2 << 10)
+
+
 TABLES: dict[str, tuple[Row, ...]] = {
     # Three tokens with four rows spill registers.
     "sp24_matvec": (
@@ -58,12 +66,12 @@ TABLES: dict[str, tuple[Row, ...]] = {
     ),
     # Few outputs: fewer rows for each program.
     "sp24_mma": (
-        Row(Config({"ROWS": 1, "TOKENS": 1, "AHEAD": 8, "ARRANGED": 0}, 4, shared=2 << 10), tokens=8, outputs=8192),
-        Row(Config({"ROWS": 1, "TOKENS": 1, "AHEAD": 8, "ARRANGED": 1}, 4, shared=2 << 10), tokens=8),
-        Row(Config({"ROWS": 1, "TOKENS": 2, "AHEAD": 8, "ARRANGED": 1}, 4, shared=2 << 10), tokens=16, outputs=8192),
-        Row(Config({"ROWS": 2, "TOKENS": 2, "AHEAD": 4, "ARRANGED": 1}, 4, shared=2 << 10), tokens=16),
-        Row(Config({"ROWS": 1, "TOKENS": 4, "AHEAD": 4, "ARRANGED": 1}, 4, shared=2 << 10), outputs=8192),
-        Row(Config({"ROWS": 2, "TOKENS": 4, "AHEAD": 4, "ARRANGED": 1}, 4, shared=2 << 10)),
+        Row(_mma(1, 1, 8, 0), tokens=8, outputs=8192),
+        Row(_mma(1, 1, 8, 1), tokens=8),
+        Row(_mma(1, 2, 8, 1), tokens=16, outputs=8192),
+        Row(_mma(2, 2, 4, 1), tokens=16),
+        Row(_mma(1, 4, 4, 1), outputs=8192),
+        Row(_mma(2, 4, 4, 1)),
     ),
     # Few outputs: narrow tiles, so that all multiprocessors have work; the tokens are a second axis of the grid.
     "sp24_matmul": (

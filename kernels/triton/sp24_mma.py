@@ -8,6 +8,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from crepe.kernels.triton.configs import HOPPER, Config, Device, device_of, find
 from crepe.kernels.triton.groups import read
@@ -20,17 +21,71 @@ _SIZE = 1024
 
 
 @triton.jit
-def _codes(meta, row, word, LENGTH: tl.constexpr, MASKED: tl.constexpr):
-    """The words of a row that lie 4 apart from `word` on, as nibbles. Where there is none, codes that are allowed."""
+def _words(meta, row, word, more, LENGTH: tl.constexpr, MASKED: tl.constexpr, LAST: tl.constexpr):
+    """The words of a row that lie 4 apart from `word` on. Where there is none, codes that are allowed. LAST: only where
+    there is `more` of them."""
     at = meta + row * LENGTH + word
     if MASKED:
-        w0 = tl.load(at, word < LENGTH, other=0x55005500)
-        w1 = tl.load(at + 4, word + 4 < LENGTH, other=0x55005500)
-        w2 = tl.load(at + 8, word + 8 < LENGTH, other=0x55005500)
-        w3 = tl.load(at + 12, word + 12 < LENGTH, other=0x55005500)
+        w0 = tl.load(at, (word < LENGTH) & more, other=0x55005500)
+        w1 = tl.load(at + 4, (word + 4 < LENGTH) & more, other=0x55005500)
+        w2 = tl.load(at + 8, (word + 8 < LENGTH) & more, other=0x55005500)
+        w3 = tl.load(at + 12, (word + 12 < LENGTH) & more, other=0x55005500)
+    elif LAST:
+        w0, w1, w2, w3 = tl.load(at, more), tl.load(at + 4, more), tl.load(at + 8, more), tl.load(at + 12, more)
     else:
         w0, w1, w2, w3 = tl.load(at), tl.load(at + 4), tl.load(at + 8), tl.load(at + 12)
-    return nibbles(w0), nibbles(w1), nibbles(w2), nibbles(w3)
+    return w0, w1, w2, w3
+
+
+@triton.jit
+def _inside(row, OUTPUTS: tl.constexpr, RAGGED: tl.constexpr):
+    """A row that there is. Where all are, rows lie a constant apart, which needs no second address."""
+    return tl.minimum(row, OUTPUTS - 1) if RAGGED else row
+
+
+@triton.jit
+def _all_words(
+    meta, first, word, more, OUTPUTS: tl.constexpr, LENGTH: tl.constexpr, ROWS: tl.constexpr, RAGGED: tl.constexpr,
+    MASKED: tl.constexpr, LAST: tl.constexpr,
+):  # fmt: skip
+    """The words of metadata of a step, eight for each tile of rows."""
+    words = ()
+    for tile in tl.static_range(ROWS):
+        row = first + 16 * tile
+        words = words + _words(meta, _inside(row, OUTPUTS, RAGGED), word, more, LENGTH, MASKED, LAST)
+        words = words + _words(meta, _inside(row + 8, OUTPUTS, RAGGED), word, more, LENGTH, MASKED, LAST)
+    return words
+
+
+@triton.jit
+def _codes(words, W: tl.constexpr, INTERPRETED: tl.constexpr):
+    """Words W to W + 7 as codes of the tensor core, one for each bit position."""
+    return transposed(
+        nibbles(words[W]), nibbles(words[W + 1]), nibbles(words[W + 2]), nibbles(words[W + 3]),
+        nibbles(words[W + 4]), nibbles(words[W + 5]), nibbles(words[W + 6]), nibbles(words[W + 7]), INTERPRETED,
+    )  # fmt: skip
+
+
+@triton.jit
+def _weights(
+    values, first, mine, more, PHASE: tl.constexpr, OUTPUTS: tl.constexpr, LENGTH: tl.constexpr, ROWS: tl.constexpr,
+    AHEAD: tl.constexpr, RAGGED: tl.constexpr, MASKED: tl.constexpr, LAST: tl.constexpr,
+):  # fmt: skip
+    """The kept weights of a phase: for each bit position and tile of rows eight tensors of int32."""
+    weights = ()
+    for ahead in tl.static_range(AHEAD):
+        for tile in tl.static_range(ROWS):
+            for side in tl.static_range(2):
+                row = _inside(first + 16 * tile + 8 * side, OUTPUTS, RAGGED)[:, None]
+                at = values + row * (8 * LENGTH) + mine + (AHEAD * PHASE + ahead) * LENGTH
+                if MASKED:
+                    four = tl.load(at, (mine < LENGTH) & more, other=0, eviction_policy="evict_first")
+                elif LAST:
+                    four = tl.load(at, more, eviction_policy="evict_first")
+                else:
+                    four = tl.load(at, eviction_policy="evict_first")
+                weights = weights + split4(four, mine.shape[0])
+    return weights
 
 
 @triton.jit
@@ -40,12 +95,18 @@ def _halves(pointers, inside, upper, MASKED: tl.constexpr):
     return split4(tl.where(upper, (groups >> 32).to(tl.int32), groups.to(tl.int32)), pointers.shape[0])
 
 
-@triton.jit(do_not_specialize=["tokens"])
-def arrange_kernel(out, x, tokens, INPUTS: tl.constexpr, BLOCKS: tl.constexpr, SIZE: tl.constexpr):
-    """The activations in the order in which the lanes of `mma_kernel` take them, two to an int32.
+@triton.jit(do_not_specialize=["tokens", "size"])
+def arrange_kernel(
+    out, x, tokens, size, INPUTS: tl.constexpr, BLOCKS: tl.constexpr, SIZE: tl.constexpr, EARLY: tl.constexpr
+):  # fmt: skip
+    """The activations in the order in which the lanes of `mma_kernel` take them, two to an int32. EARLY: lets that
+    kernel begin at once; it waits before it reads them.
 
-    out: (tiles of 8 tokens, BLOCKS of 16 words, 8 bit positions, 32 lanes, 8). x: (tokens, INPUTS / 2) int32.
+    out: (tiles of 8 tokens, BLOCKS of 16 words, 8 bit positions, 32 lanes, 8), `size` in all, and then zeros. x:
+    (tokens, INPUTS / 2) int32.
     """
+    if EARLY:
+        gdc_launch_dependents()
     LENGTH: tl.constexpr = INPUTS // 32
     at = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
     register, lane, group = at % 8, at // 8 % 32, at // 256 % 8
@@ -53,15 +114,43 @@ def arrange_kernel(out, x, tokens, INPUTS: tl.constexpr, BLOCKS: tl.constexpr, S
     token = tl.minimum(at // (2048 * BLOCKS) * 8 + lane // 4, tokens - 1)
     word = 16 * block + 4 * (lane % 4 // 2) + 8 * (register // 4) + register % 4
     pair = x + token * (INPUTS // 2) + 2 * (group * LENGTH + word) + lane % 2
-    tl.store(out + at, tl.load(pair, word < LENGTH, other=0))
+    tl.store(out + at, tl.load(pair, (word < LENGTH) & (at < size), other=0))
 
 
 @triton.jit
-def _arranged(x, tile_of_tokens, block, group, lane, BLOCKS: tl.constexpr, LANES: tl.constexpr):
+def _arranged(x, tile_of_tokens, block, group, lane, BLOCKS: tl.constexpr, MASKED: tl.constexpr):
     """What a lane needs of activations that `arrange_kernel` has written: eight tensors of int32."""
-    place = (tile_of_tokens * BLOCKS + tl.minimum(block, BLOCKS - 1)) * 8 + group
+    if MASKED:
+        block = tl.minimum(block, BLOCKS - 1)
+    place = (tile_of_tokens * BLOCKS + block) * 8 + group
     at = x + (place.to(tl.int64) * 256 + lane % 32 * 8)[:, None] + tl.arange(0, 4)[None, :]
-    return split4(tl.load(at), LANES) + split4(tl.load(at + 4), LANES)
+    near, far = tl.load(at, eviction_policy="evict_last"), tl.load(at + 4, eviction_policy="evict_last")
+    return split4(near, lane.shape[0]) + split4(far, lane.shape[0])
+
+
+@triton.jit
+def _activations(
+    x, tile_of_tokens, tokens, block, lane, PHASE: tl.constexpr, INPUTS: tl.constexpr, TOKENS: tl.constexpr,
+    AHEAD: tl.constexpr, ARRANGED: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """The activations of a phase: for each bit position and tile of tokens eight tensors of int32."""
+    LENGTH: tl.constexpr = INPUTS // 32
+    g, t = lane % 32 // 4, lane % 4
+    upper = (t % 2 == 1)[:, None]
+    theirs = (16 * block + 4 * (t // 2))[:, None] + tl.arange(0, 4)[None, :]
+    activations = ()
+    for ahead in tl.static_range(AHEAD):
+        for batch in tl.static_range(TOKENS):
+            if ARRANGED:
+                activations = activations + _arranged(
+                    x, tile_of_tokens + batch, block, AHEAD * PHASE + ahead, lane, (LENGTH + 15) // 16, MASKED
+                )
+            else:
+                token = tl.minimum(8 * (tile_of_tokens + batch) + g, tokens - 1).to(tl.int64)
+                at = x + (token * (INPUTS // 4) + (AHEAD * PHASE + ahead) * LENGTH)[:, None] + theirs
+                activations = activations + _halves(at, theirs < LENGTH, upper, MASKED)
+                activations = activations + _halves(at + 8, theirs + 8 < LENGTH, upper, MASKED)
+    return activations
 
 
 @triton.jit
@@ -81,22 +170,53 @@ def _both(
 
 
 @triton.jit
+def _total(sums, S: tl.constexpr, SPLIT: tl.constexpr):
+    """What the warps of a group have found, added. sums S to S + 3 -> (groups, 32 lanes, 2 rows, 2 tokens)."""
+    even, odd = tl.join(sums[S], sums[S + 2]), tl.join(sums[S + 1], sums[S + 3])
+    return tl.sum(tl.reshape(tl.join(even, odd), (sums[0].shape[0] // 32 // SPLIT, SPLIT, 32, 2, 2)), 1)
+
+
+@triton.jit
 def _store(
-    out, bias, sums, first, first_token, tokens, OUTPUTS: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr,
-    WARPS: tl.constexpr, HAS_BIAS: tl.constexpr,
+    out, bias, total, first, first_token, tokens, OUTPUTS: tl.constexpr, ROWS: tl.constexpr, HAS_BIAS: tl.constexpr
 ):  # fmt: skip
-    """Add what the warps have found, and write it where the lanes' sums belong."""
-    row_of = (tl.arange(0, 32) // 4)[:, None, None] + 8 * tl.arange(0, 2)[None, :, None]
-    token_of = 2 * (tl.arange(0, 32) % 4)[:, None, None] + tl.arange(0, 2)[None, None, :]
-    for batch in tl.static_range(TOKENS):
-        for tile in tl.static_range(ROWS):
-            even = tl.join(sums[4 * (batch * ROWS + tile)], sums[4 * (batch * ROWS + tile) + 2])
-            odd = tl.join(sums[4 * (batch * ROWS + tile) + 1], sums[4 * (batch * ROWS + tile) + 3])
-            total = tl.sum(tl.reshape(tl.join(even, odd), (WARPS, 32, 2, 2)), 0)
-            row, token = first + 16 * tile + row_of, first_token + 8 * batch + token_of
-            if HAS_BIAS:
-                total += tl.load(bias + tl.minimum(row, OUTPUTS - 1)).to(tl.float32)
-            tl.store(out + token.to(tl.int64) * OUTPUTS + row, total, (row < OUTPUTS) & (token < tokens))
+    """Write sums where they belong."""
+    group, lane = tl.arange(0, total.shape[0])[:, None, None, None], tl.arange(0, 32)[None, :, None, None]
+    row = first + 16 * ROWS * group + lane // 4 + 8 * tl.arange(0, 2)[None, None, :, None]
+    token = first_token + 2 * (lane % 4) + tl.arange(0, 2)[None, None, None, :]
+    if HAS_BIAS:
+        total += tl.load(bias + tl.minimum(row, OUTPUTS - 1)).to(tl.float32)
+    tl.store(out + token.to(tl.int64) * OUTPUTS + row, total, (row < OUTPUTS) & (token < tokens))
+
+
+@triton.jit
+def _share(
+    out, bias, counters, sums, first, tokens, OUTPUTS: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr,
+    SPLIT: tl.constexpr, SLICES: tl.constexpr, HAS_BIAS: tl.constexpr,
+):  # fmt: skip
+    """Leave the sums of this slice to the program that is last, in an order that does not depend on which one that is.
+
+    counters: int32 for each program of a slice, 0 at first; behind them the bits of the sums.
+    """
+    GROUPS: tl.constexpr = sums[0].shape[0] // 32 // SPLIT
+    TILES: tl.constexpr = ROWS * TOKENS
+    programs = tl.num_programs(0) * tl.num_programs(1)
+    program = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+    place = tl.arange(0, GROUPS)[:, None, None, None] * 32 + tl.arange(0, 32)[None, :, None, None]
+    place = (place * 2 + tl.arange(0, 2)[None, None, :, None]) * 2 + tl.arange(0, 2)[None, None, None, :]
+    at = counters + (programs + 15) // 16 * 16 + program * (SLICES * TILES * GROUPS * 128) + place
+    mine = at + tl.program_id(2) * (TILES * GROUPS * 128)
+    for tile in tl.static_range(TILES):
+        tl.store(mine + tile * GROUPS * 128, _total(sums, 4 * tile, SPLIT).to(tl.int32, bitcast=True))
+    tl.debug_barrier()  # one thread counts for all
+    if tl.atomic_add(counters + program, 1) == SLICES - 1:
+        for tile in tl.static_range(TILES):
+            total = tl.zeros((GROUPS, 32, 2, 2), tl.float32)
+            for each in tl.static_range(SLICES):
+                bits = tl.load(at + (each * TILES + tile) * GROUPS * 128, cache_modifier=".cg")
+                total += bits.to(tl.float32, bitcast=True)
+            first_token = 8 * (tl.program_id(1) * TOKENS + tile // ROWS)
+            _store(out, bias, total, first + 16 * (tile % ROWS), first_token, tokens, OUTPUTS, ROWS, HAS_BIAS)
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -113,73 +233,106 @@ def mma_kernel(
     TOKENS: tl.constexpr,
     AHEAD: tl.constexpr,
     ARRANGED: tl.constexpr,
+    SPLIT: tl.constexpr,
+    SLICES: tl.constexpr,
+    BUFFERS: tl.constexpr,
+    EARLY: tl.constexpr,
+    BARRIERS: tl.constexpr,
     WARPS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     BF16: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
     """out: (tokens, OUTPUTS). x: (tokens, INPUTS / 4) int64, or ARRANGED by `arrange_kernel`. values: (OUTPUTS,
-    INPUTS / 4) int32. meta: (OUTPUTS, INPUTS / 32) int32. One program computes 16 ROWS outputs of 8 TOKENS tokens; its
-    warps share the inputs.
+    INPUTS / 4) int32. meta: (OUTPUTS, INPUTS / 32) int32. SPLIT warps share the inputs of 16 ROWS outputs; the groups
+    of such warps lie along the outputs and read the same 8 TOKENS tokens. SLICES: programs that share the inputs; what
+    they add up lies behind the activations, so that these have to be arranged. BUFFERS: phases whose weights are held
+    or on their way at the same time, at most one more than a step has. EARLY: begun before `arrange_kernel` has ended.
+    BARRIERS: 2 asks for all activations of a phase before its first product too.
 
     A warp takes 16 words of metadata at a time: with each bit position they describe 16 neighbouring groups, that is
     two products of the tensor core. Lane t of a group of four holds groups 4 t to 4 t + 3, 16 bytes of each row.
     """
     LENGTH: tl.constexpr = INPUTS // 32
-    MASKED: tl.constexpr = LENGTH % (16 * WARPS) != 0
     BLOCKS: tl.constexpr = (LENGTH + 15) // 16
-    LANES: tl.constexpr = 32 * WARPS
-    lane = tl.arange(0, LANES)
+    STEPS: tl.constexpr = (BLOCKS + SPLIT * SLICES - 1) // (SPLIT * SLICES)
+    MASKED: tl.constexpr = LENGTH % (16 * SPLIT * SLICES) != 0
+    RAGGED: tl.constexpr = OUTPUTS % (16 * ROWS * WARPS // SPLIT) != 0
+    PHASES: tl.constexpr = 8 // AHEAD
+    lane = tl.arange(0, 32 * WARPS)
     g, t = lane % 32 // 4, lane % 4
-    four = tl.arange(0, 4)[None, :]
-    upper = (t % 2 == 1)[:, None]
-    first, first_token = tl.program_id(0) * 16 * ROWS, tl.program_id(1) * 8 * TOKENS
-    sums = (tl.full((LANES,), 0.0, tl.float32),) * (4 * ROWS * TOKENS)
-    for start in range(0, LENGTH, 16 * WARPS):
-        word = start + lane // 32 * 16
+    first = tl.program_id(0) * (16 * ROWS * WARPS // SPLIT)
+    row, share = first + g, lane // 32
+    if WARPS > SPLIT:
+        row, share = row + share // SPLIT * (16 * ROWS), share % SPLIT
+    if SLICES > 1:
+        share += tl.program_id(2) * (STEPS * SPLIT)
+    sums = (tl.full((32 * WARPS,), 0.0, tl.float32),) * (4 * ROWS * TOKENS)
+    if BUFFERS > 1:
+        mine = (16 * share + 4 * t)[:, None] + tl.arange(0, 4)[None, :]
+        words = _all_words(meta, row, 16 * share + t, True, OUTPUTS, LENGTH, ROWS, RAGGED, MASKED, False)
+        weights = ()
+        for phase in tl.static_range(BUFFERS - 1):
+            weights = weights + _weights(
+                values, row, mine, True, phase, OUTPUTS, LENGTH, ROWS, AHEAD, RAGGED, MASKED, False
+            )
+    if EARLY and not INTERPRETED:
+        gdc_wait()
+    for step in range(STEPS):
+        block = step * SPLIT + share
+        mine = (16 * block + 4 * t)[:, None] + tl.arange(0, 4)[None, :]
+        if BUFFERS == 1:
+            words = _all_words(meta, row, 16 * block + t, True, OUTPUTS, LENGTH, ROWS, RAGGED, MASKED, False)
         codes = ()
         for tile in tl.static_range(ROWS):
-            row = first + 16 * tile + g
-            n0, n1, n2, n3 = _codes(meta, tl.minimum(row, OUTPUTS - 1), word + t, LENGTH, MASKED)
-            n4, n5, n6, n7 = _codes(meta, tl.minimum(row + 8, OUTPUTS - 1), word + t, LENGTH, MASKED)
-            codes = codes + transposed(n0, n1, n2, n3, n4, n5, n6, n7, INTERPRETED)
-        mine = (word + 4 * t)[:, None] + four
-        theirs = (word + 4 * (t // 2))[:, None] + four
-        for phase in tl.static_range(8 // AHEAD):
-            weights = ()  # all of a phase first: what is in flight hides how long the memory takes
-            for ahead in tl.static_range(AHEAD):
-                for tile in tl.static_range(ROWS):
-                    for side in tl.static_range(2):
-                        row = tl.minimum(first + 16 * tile + 8 * side + g, OUTPUTS - 1)[:, None]
-                        at = values + row * (INPUTS // 4) + mine + (AHEAD * phase + ahead) * LENGTH
-                        weights = weights + split4(read(at, mine < LENGTH, MASKED, "evict_first"), LANES)
+            codes = codes + _codes(words, 8 * tile, INTERPRETED)
+        for phase in tl.static_range(PHASES):
+            # All weights of a phase first: what is in flight hides how long the memory takes.
+            if BUFFERS == 1:
+                weights = _weights(values, row, mine, True, phase, OUTPUTS, LENGTH, ROWS, AHEAD, RAGGED, MASKED, False)
+            elif phase + BUFFERS - 1 < PHASES:
+                weights = weights + _weights(
+                    values, row, mine, True, phase + BUFFERS - 1, OUTPUTS, LENGTH, ROWS, AHEAD, RAGGED, MASKED, False
+                )
+            elif STEPS > 1:
+                more = step + 1 < STEPS
+                if phase + BUFFERS - 1 == PHASES:
+                    word = 16 * (block + SPLIT) + t
+                    words = _all_words(meta, row, word, more, OUTPUTS, LENGTH, ROWS, RAGGED, MASKED, True)
+                weights = weights + _weights(
+                    values, row, mine + 16 * SPLIT, more, phase + BUFFERS - 1 - PHASES, OUTPUTS, LENGTH, ROWS, AHEAD,
+                    RAGGED, MASKED, True
+                )  # fmt: skip
             # The assembler would move each load down to where its result is used; it moves none across a barrier.
             tl.debug_barrier()
-            activations = ()
-            for ahead in tl.static_range(AHEAD):
-                for batch in tl.static_range(TOKENS):
-                    if ARRANGED:
-                        tile_of_tokens = tl.program_id(1) * TOKENS + batch
-                        activations = activations + _arranged(
-                            x, tile_of_tokens, word // 16, AHEAD * phase + ahead, lane, BLOCKS, LANES
-                        )
-                    else:
-                        token = tl.minimum(first_token + 8 * batch + g, tokens - 1).to(tl.int64)
-                        at = x + (token * (INPUTS // 4) + (AHEAD * phase + ahead) * LENGTH)[:, None] + theirs
-                        activations = activations + _halves(at, theirs < LENGTH, upper, MASKED)
-                        activations = activations + _halves(at + 8, theirs + 8 < LENGTH, upper, MASKED)
+            activations = _activations(
+                x, tl.program_id(1) * TOKENS, tokens, block, lane, phase, INPUTS, TOKENS, AHEAD, ARRANGED, MASKED
+            )
+            if BARRIERS == 2:
+                tl.debug_barrier()
             for ahead in tl.static_range(AHEAD):
                 added = ()
                 for batch in tl.static_range(TOKENS):
                     for tile in tl.static_range(ROWS):
                         added = added + _both(
                             sums, 4 * (batch * ROWS + tile),
-                            weights, 8 * (ahead * ROWS + tile),
+                            weights, 8 * ROWS * (AHEAD * phase * (BUFFERS > 1) + ahead) + 8 * tile,
                             activations, 8 * (ahead * TOKENS + batch),
                             codes[8 * tile + AHEAD * phase + ahead], BF16, INTERPRETED,
                         )  # fmt: skip
                 sums = added
-    _store(out, bias, sums, first, first_token, tokens, OUTPUTS, ROWS, TOKENS, WARPS, HAS_BIAS)
+        if BUFFERS > 1:
+            following = ()
+            for place in tl.static_range(8 * ROWS * AHEAD * (BUFFERS - 1)):
+                following = following + (weights[64 * ROWS * (STEPS > 1) + place],)
+            weights = following
+    if SLICES > 1:
+        counters = x + tl.num_programs(1).to(tl.int64) * (TOKENS * BLOCKS * 2048)
+        _share(out, bias, counters, sums, first, tokens, OUTPUTS, ROWS, TOKENS, SPLIT, SLICES, HAS_BIAS)
+    else:
+        for tile in tl.static_range(ROWS * TOKENS):
+            total, first_token = _total(sums, 4 * tile, SPLIT), 8 * (tl.program_id(1) * TOKENS + tile // ROWS)
+            _store(out, bias, total, first + 16 * (tile % ROWS), first_token, tokens, OUTPUTS, ROWS, HAS_BIAS)
 
 
 def plan(shape: tuple[int, int, int], dtype: torch.dtype, device: Device = HOPPER) -> tuple[dict[str, Any], Config]:
@@ -190,12 +343,15 @@ def plan(shape: tuple[int, int, int], dtype: torch.dtype, device: Device = HOPPE
     return constants | {"BF16": dtype == torch.bfloat16}, config
 
 
-def arranged(x: Tensor, tiles: int) -> Tensor:
-    """x: (tokens, inputs) -> int32 for `arrange_kernel`, tokens rounded up to a multiple of 8 `tiles`."""
+def arranged(x: Tensor, tiles: int, early: bool = False, counters: int = 0, sums: int = 0) -> Tensor:
+    """x: (tokens, inputs) -> int32 for `mma_kernel`, tokens rounded up to a multiple of 8 `tiles`; behind them as many
+    counters at zero, and room for sums."""
     tokens, inputs = x.shape
     blocks = triton.cdiv(inputs // 32, 16)
-    out = x.new_empty(triton.cdiv(tokens, 8 * tiles) * tiles * blocks * 2048, dtype=torch.int32)
-    arrange_kernel[(len(out) // _SIZE,)](out, x.view(torch.int32), tokens, inputs, blocks, _SIZE, num_warps=4)
+    size = triton.cdiv(tokens, 8 * tiles) * tiles * blocks * 2048
+    out = x.new_empty(size + triton.cdiv(counters, 16) * 16 + triton.cdiv(sums, _SIZE) * _SIZE, dtype=torch.int32)
+    programs = triton.cdiv(size + counters, _SIZE)
+    arrange_kernel[(programs,)](out, x.view(torch.int32), tokens, size, inputs, blocks, _SIZE, early, num_warps=4)
     return out
 
 
@@ -203,8 +359,14 @@ def mma(x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None, interprete
     """x: (tokens, inputs) -> (tokens, outputs). All contiguous and aligned to 16 bytes."""
     shape = (len(x), len(values), x.shape[1])
     constants, config = plan(shape, x.dtype, device_of(x.device))
-    grid = (triton.cdiv(shape[1], 16 * constants["ROWS"]), triton.cdiv(shape[0], 8 * constants["TOKENS"]))
-    activations = arranged(x, constants["TOKENS"]) if constants["ARRANGED"] else x.view(torch.int64)
+    outputs, tokens = 16 * constants["ROWS"] * config.warps // constants["SPLIT"], 8 * constants["TOKENS"]
+    grid = (triton.cdiv(shape[1], outputs), triton.cdiv(shape[0], tokens), constants["SLICES"])
+    early, activations = False, x.view(torch.int64)
+    if constants["ARRANGED"]:
+        early, counters = bool(constants["EARLY"]) and not interpreted, grid[0] * grid[1] * (grid[2] > 1)
+        activations = arranged(x, constants["TOKENS"], early, counters, counters * grid[2] * outputs * tokens)
     operands = (activations, values.view(torch.int32), meta)
     constants["INTERPRETED"] = interpreted
+    if early:
+        constants["launch_pdl"] = True
     return linear(mma_kernel, grid, x.new_empty(shape[:2]), operands, bias, config, shape[0], **constants)

@@ -23,7 +23,7 @@ from crepe.kernels.triton import (
     sp24_mma,
     sp24_unpack,
 )
-from crepe.kernels.triton.configs import Config, Device
+from crepe.kernels.triton.configs import TABLES, Config, Device, Row
 
 LANES = 32
 BF16 = torch.bfloat16
@@ -138,11 +138,36 @@ def test_sp24_mma(tokens: int, outputs: int, budget: float) -> None:
     opcodes, rows, batches = compiled.opcodes(), constants["ROWS"], constants["TOKENS"]
     assert starting(opcodes, "HMMA.SP.16832.F32.BF16") == starting(opcodes, "HMMA") == 16 * rows * batches
     assert opcodes["LDG.E.EF.128"] == 16 * rows
-    names = [text.split()[0] for _, text in compiled.instructions]
-    first = next(place for place, name in enumerate(names) if name.startswith("HMMA"))
-    assert names[:first].count("LDG.E.EF.128") >= 2 * rows * constants["AHEAD"]
+    assert _read_before_the_first_product(compiled) >= 2 * rows * constants["AHEAD"]
     groups = 16 * rows * 16 * 8 / LANES
     assert sum(opcodes.values()) / groups <= budget, sum(opcodes.values()) / groups
+
+
+def _read_before_the_first_product(compiled: Compiled) -> int:
+    names = [text.split()[0] for _, text in compiled.instructions]
+    first = next(place for place, name in enumerate(names) if name.startswith("HMMA"))
+    return names[:first].count("LDG.E.EF.128")
+
+
+@pytest.mark.parametrize(
+    ("tiles", "inputs"),
+    [
+        ({"ROWS": 1, "AHEAD": 4, "SPLIT": 2, "SLICES": 1}, 4096),
+        ({"ROWS": 1, "AHEAD": 4, "SPLIT": 2, "SLICES": 2}, 11008),
+        ({"ROWS": 2, "AHEAD": 2, "SPLIT": 4, "SLICES": 1}, 4096),
+    ],
+)
+def test_sp24_mma_of_two_buffers(tiles: dict[str, int], inputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights of two phases are on their way before the first product, and registers last for them."""
+    config = Config({"TOKENS": 2, "ARRANGED": 1, "BUFFERS": 2, "EARLY": 1, "BARRIERS": 1} | tiles, 8, shared=4 << 10)
+    monkeypatch.setitem(TABLES, "sp24_mma", (Row(config),))
+    constants, _ = sp24_mma.plan((16, 4096, inputs), BF16)
+    types = {"out": "*bf16", "x": "*i32", "values": "*i32", "meta": "*i32", "bias": "*bf16", "tokens": "i32"}
+    constants |= {"HAS_BIAS": False, "INTERPRETED": False}
+    compiled = compile_kernel(sp24_mma.mma_kernel, types, constants, config)
+    _stays_within(compiled, config)
+    assert compiled.conversions() == 0
+    assert _read_before_the_first_product(compiled) >= 4 * tiles["ROWS"] * tiles["AHEAD"]
 
 
 def test_a_card_with_less_shared_memory_gets_smaller_tiles() -> None:
