@@ -202,7 +202,7 @@ oneshot(model=model, dataset=data, recipe=[recipe], max_seq_length=512, num_cali
 seconds, busy = time.perf_counter() - start, time.process_time() - busy
 model.save_pretrained(folder + "/pruned")
 assert (model.model.layers[0].mlp.down_proj.weight == 0).float().mean() > 0.4, "nothing was pruned"
-assert torch.equal(model.model.embed_tokens.weight, embedding), "the embedding was pruned"
+assert torch.equal(model.model.embed_tokens.weight.cpu(), embedding), "the embedding was pruned"
 print("DONE", json.dumps([seconds, busy, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
 """
 
