@@ -163,7 +163,7 @@ def _mma_phases(
     for ahead, buffers, registers in _MMA_PHASES[rows, tokens // 8]:
         # Without a limit eight warps get so many registers that one block fits. With it, loops that are not unrolled
         # and masks spill.
-        if registers and (shape[1] % (512 * share) or shape == SQUARE) and tokens > 8:
+        if registers and (shape[1] % (512 * share) or (warps == 4 and shape[1] != 2048 * share)) and tokens > 8:
             registers = 0
         if warps == 4 or registers:
             yield ahead, buffers, registers
