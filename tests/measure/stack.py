@@ -247,8 +247,8 @@ def report(given: argparse.Namespace) -> None:
     for label in PATTERNS:
         names = [name for name in cases() if name.startswith(f"{label}/")]
         names += [f"{label}/{name}" for name in PEERS.values()]
-        print(f"### {label}\n\n| case | perplexity | manual | KL | seconds | processor seconds | peak memory |")
-        print("|---|---|---|---|---|---|---|")
+        print(f"### {label}\n\n| case | perplexity | manual | KL | seconds | processor seconds | peak memory | on |")
+        print("|---|---|---|---|---|---|---|---|")
         for name in (name for name in names if name in lines.found):
             print(f"| {name.split('/')[1]} |", " | ".join(_cells(lines.found[name])), "|")
         for name in (name for name in lines.found if name.startswith(f"{label}/") and " seed " in name):
@@ -261,7 +261,8 @@ def report(given: argparse.Namespace) -> None:
 def _cells(line: dict[str, Any]) -> list[str]:
     numbers = [f"{line['perplexity']:.2f}", f"{line['other']:.2f}", f"{line['kl']:.3f}"]
     processor = f"{line['processor']:.0f}" if "processor" in line else "not taken"
-    return [*numbers, f"{line['seconds']:.0f}", processor, f"{line['peak'] / 1e9:.2f} GB"]
+    where = line.get("machine", "CPU").removeprefix("NVIDIA ")
+    return [*numbers, f"{line['seconds']:.0f}", processor, f"{line['peak'] / 1e9:.2f} GB", where]
 
 
 def _figure(lines: Lines, label: str, folder: Path) -> None:
