@@ -22,11 +22,13 @@ def guarded(score: Tensor) -> Tensor:
     return score.scatter(1, best, torch.inf)
 
 
-def select_taps(weight: Tensor, sparsity: float, group: int = 32, score: Tensor | None = None) -> Tensor:
+def select_taps(
+    weight: Tensor, sparsity: float, group: int = 32, score: Tensor | None = None, name: str = "a depth-wise layer"
+) -> Tensor:
     """Mask of the taps to keep, bool, of the shape of `weight` (channels, 1, kh, kw).
 
     Every group of `group` channels loses floor(sparsity * taps) of its smallest, and every channel keeps one. score:
-    (channels, kh * kw), |W| unless given.
+    (channels, kh * kw), |W| unless given. name: of the layer, for the error.
 
     Raises:
         CrepeError: fewer taps would stay than there are channels.
@@ -35,7 +37,7 @@ def select_taps(weight: Tensor, sparsity: float, group: int = 32, score: Tensor 
     channels, taps = min(group, len(score)), score.shape[1]
     if channels * taps - removed_count(channels * taps, sparsity) < channels:
         raise CrepeError(
-            f"sparsity {sparsity} leaves less than one of the {taps} taps of a depth-wise channel: "
+            f"sparsity {sparsity} leaves less than one of the {taps} taps of each channel of {name}: "
             f"use at most {1 - 1 / taps:.3f}"
         )
     return Taps(group).select(guarded(score), sparsity).reshape(weight.shape)

@@ -76,7 +76,6 @@ def test_what_a_cut_takes_is_counted_in_rows_and_columns(place: dict[str, str], 
     assert all(about["zeros"] == dense[name].numel() - state[name].numel() for name, about in tensors.items())
 
 
-
 @pytest.mark.parametrize("name", ["vit", "swin", "convnext", "resnet", "mobilenet-v2"])
 def test_hugging_face_models_in_and_out(name: str, tmp_path: Path) -> None:
     """Where the config can say the widths, plain transformers loads the folder; crepe loads every one."""

@@ -26,7 +26,7 @@ def select(layers: Mapping[str, Layer], sparsity: float, aligned: bool = True) -
     columns = {name: _columns(layer.weight, sparsity) for name, layer in layers.items()}
     if aligned:
         columns = align(columns, {name: modelled_gain(found.kept) for name, found in columns.items()})
-    return {name: select_taps(layer.weight, columns[name].sparsity, GROUP) for name, layer in layers.items()}
+    return {name: select_taps(layer.weight, columns[name].sparsity, GROUP, name=name) for name, layer in layers.items()}
 
 
 def _columns(weight: Tensor, sparsity: float) -> Columns:

@@ -14,7 +14,8 @@ from crepe.vision.taps import select_taps
 
 def select(layers: Mapping[str, Layer], sparsity: float) -> dict[str, Tensor]:
     return {
-        name: select_taps(layer.weight, sparsity, GROUP, layer.statistics["score"]) for name, layer in layers.items()
+        name: select_taps(layer.weight, sparsity, GROUP, layer.statistics["score"], name)
+        for name, layer in layers.items()
     }
 
 
