@@ -53,8 +53,9 @@ def finetune(
     train, held = (readable(part, preprocess, device) for part in split(images, recipe.seed))
     whole: Any = model  # whose type knows no memory formats
     model = whole.to(device, memory_format=torch.channels_last)
-    ready: Any = accelerator.prepare(model)
     optimizer = _optimizer(model, recipe)
+    ready: Any
+    ready, stepper = accelerator.prepare(model, optimizer)  # which scales losses where float16 needs it
     progress = read_progress(work, model, optimizer) or Progress([], {})
     steps = len(parts(len(train), recipe.batch_size))
     with bar("fine-tuning", recipe.finetune * steps) as advance:
@@ -67,7 +68,7 @@ def finetune(
             shuffled = epoch_batches(train, recipe.batch_size, recipe.seed + epoch)
             for step, (values, labels) in enumerate(shuffled):
                 rate = cosine(epoch * steps + step, recipe.finetune * steps, recipe.learning_rate)
-                loss += _step(accelerator, ready, optimizer, rate, values, labels.to(device), recipe)
+                loss += _step(accelerator, ready, stepper, rate, values, labels.to(device), recipe)
                 hold(model, masks)
                 advance()
             progress = _after_epoch(progress, model, held, epoch, loss / steps)
