@@ -289,8 +289,9 @@ def _accuracy_on(model: Any, preprocess: Any, images: Any) -> float:
 
 
 def latency(given: argparse.Namespace) -> None:
-    """The tuned ResNet-56 and its cut to 40 %, in turns, each in its faster memory layout."""
+    """The tuned ResNet-56 and its cut to 40 %, in turns: in PyTorch, each in its faster memory layout, and exported."""
     from crepe.eval import latency as measured
+    from crepe.vision.onnx import write
     from crepe.vision.preprocess import example_input
 
     lines = Lines(given.folder, "latency")
@@ -301,8 +302,11 @@ def latency(given: argparse.Namespace) -> None:
         example = example_input(preprocess)
         crepe.prune(pruned, example=example, method="reprune", macs=MACS, round_to=round_to)
         share = _macs(pruned, preprocess) / _macs(dense, preprocess)
-        for line in measured.compare(pruned, dense, example):
-            lines.add(f"round_to {round_to}, batch {line['batch']}", macs=share, **line)
+        exported = given.folder / "pruned.onnx"
+        write(pruned, example_input(preprocess, count=2), exported)
+        for line in measured.compare(pruned, dense, example, exported):
+            lines.add(f"{line['what']}, round_to {round_to}, batch {line['batch']}", macs=share, **line)
+        exported.unlink()
 
 
 def report(given: argparse.Namespace) -> None:
