@@ -57,7 +57,7 @@ def compile_kernel(
 ) -> Compiled:
     """types: argument name -> Triton type such as `*i32`; pointers are divisible by 16, as torch allocates them, and so
     is the number `even`.
-    config: warps, stages and registers."""
+    config: warps and stages."""
     if not hasattr(kernel, "arg_names") or not hasattr(kernel, "cache_key"):
         pytest.skip("triton is interpreting in this process")
     from triton import compile
@@ -72,7 +72,7 @@ def compile_kernel(
         if type_[0] == "*" or name == even
     }
     values = {(names.index(name),): value for name, value in constants.items()}
-    options = {"num_warps": config.warps, "num_stages": config.stages, "maxnreg": config.registers or None}
+    options = {"num_warps": config.warps, "num_stages": config.stages}
     built = compile(ASTSource(kernel, signature, values, aligned), GPUTarget("cuda", architecture, 32), options)
     return Compiled(built.asm["ttgir"], built.metadata.shared, _disassemble(built.asm["cubin"]))
 
@@ -99,3 +99,9 @@ def _count(instructions: tuple[tuple[int, str], ...]) -> Counter[str]:
 def starting(opcodes: Counter[str], *prefixes: str) -> int:
     """How many of the instructions start with one of the prefixes."""
     return sum(number for opcode, number in opcodes.items() if opcode.startswith(prefixes))
+
+
+def groups_of_products(opcodes: Counter[str], tiles: int) -> float:
+    """Groups of four weights that a lane brings to the products among the instructions, of 16 rows and 8 groups each.
+    tiles: of tokens, with each of which the same weights are multiplied."""
+    return starting(opcodes, "HMMA.SP") * 16 * 8 / 32 / tiles

@@ -39,6 +39,5 @@ def linear(
         HAS_BIAS=bias is not None,
         num_warps=config.warps,
         num_stages=config.stages,
-        maxnreg=config.registers or None,
     )
     return out

@@ -21,19 +21,17 @@ _SIZE = 1024
 
 
 @triton.jit
-def _words(meta, row, word, more, LENGTH: tl.constexpr, MASKED: tl.constexpr, LAST: tl.constexpr):
-    """The words of a row that lie 4 apart from `word` on. Where there is none, codes that are allowed. LAST: only where
-    there is `more` of them."""
+def _words(meta, row, word, more, LENGTH: tl.constexpr, MASKED: tl.constexpr):
+    """The words of a row that lie 4 apart from `word` on. Where there is none, codes that are allowed. more: whether
+    there is this step at all, which MASKED finds out by itself."""
     at = meta + row * LENGTH + word
     if MASKED:
-        w0 = tl.load(at, (word < LENGTH) & more, other=0x55005500)
-        w1 = tl.load(at + 4, (word + 4 < LENGTH) & more, other=0x55005500)
-        w2 = tl.load(at + 8, (word + 8 < LENGTH) & more, other=0x55005500)
-        w3 = tl.load(at + 12, (word + 12 < LENGTH) & more, other=0x55005500)
-    elif LAST:
-        w0, w1, w2, w3 = tl.load(at, more), tl.load(at + 4, more), tl.load(at + 8, more), tl.load(at + 12, more)
+        w0 = tl.load(at, word < LENGTH, other=0x55005500)
+        w1 = tl.load(at + 4, word + 4 < LENGTH, other=0x55005500)
+        w2 = tl.load(at + 8, word + 8 < LENGTH, other=0x55005500)
+        w3 = tl.load(at + 12, word + 12 < LENGTH, other=0x55005500)
     else:
-        w0, w1, w2, w3 = tl.load(at), tl.load(at + 4), tl.load(at + 8), tl.load(at + 12)
+        w0, w1, w2, w3 = tl.load(at, more), tl.load(at + 4, more), tl.load(at + 8, more), tl.load(at + 12, more)
     return w0, w1, w2, w3
 
 
@@ -46,14 +44,14 @@ def _inside(row, OUTPUTS: tl.constexpr, RAGGED: tl.constexpr):
 @triton.jit
 def _all_words(
     meta, first, word, more, OUTPUTS: tl.constexpr, LENGTH: tl.constexpr, ROWS: tl.constexpr, RAGGED: tl.constexpr,
-    MASKED: tl.constexpr, LAST: tl.constexpr,
+    MASKED: tl.constexpr,
 ):  # fmt: skip
     """The words of metadata of a step, eight for each tile of rows."""
     words = ()
     for tile in tl.static_range(ROWS):
         row = first + 16 * tile
-        words = words + _words(meta, _inside(row, OUTPUTS, RAGGED), word, more, LENGTH, MASKED, LAST)
-        words = words + _words(meta, _inside(row + 8, OUTPUTS, RAGGED), word, more, LENGTH, MASKED, LAST)
+        words = words + _words(meta, _inside(row, OUTPUTS, RAGGED), word, more, LENGTH, MASKED)
+        words = words + _words(meta, _inside(row + 8, OUTPUTS, RAGGED), word, more, LENGTH, MASKED)
     return words
 
 
@@ -69,9 +67,10 @@ def _codes(words, W: tl.constexpr, INTERPRETED: tl.constexpr):
 @triton.jit
 def _weights(
     values, first, mine, more, PHASE: tl.constexpr, OUTPUTS: tl.constexpr, LENGTH: tl.constexpr, ROWS: tl.constexpr,
-    AHEAD: tl.constexpr, RAGGED: tl.constexpr, MASKED: tl.constexpr, LAST: tl.constexpr,
+    AHEAD: tl.constexpr, RAGGED: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """The kept weights of a phase: for each bit position and tile of rows eight tensors of int32."""
+    """The kept weights of a phase: for each bit position and tile of rows eight tensors of int32. more: as for
+    `_words`."""
     weights = ()
     for ahead in tl.static_range(AHEAD):
         for tile in tl.static_range(ROWS):
@@ -79,11 +78,9 @@ def _weights(
                 row = _inside(first + 16 * tile + 8 * side, OUTPUTS, RAGGED)[:, None]
                 at = values + row * (8 * LENGTH) + mine + (AHEAD * PHASE + ahead) * LENGTH
                 if MASKED:
-                    four = tl.load(at, (mine < LENGTH) & more, other=0, eviction_policy="evict_first")
-                elif LAST:
-                    four = tl.load(at, more, eviction_policy="evict_first")
+                    four = tl.load(at, mine < LENGTH, other=0, eviction_policy="evict_first")
                 else:
-                    four = tl.load(at, eviction_policy="evict_first")
+                    four = tl.load(at, more, eviction_policy="evict_first")
                 weights = weights + split4(four, mine.shape[0])
     return weights
 
@@ -95,15 +92,14 @@ def _halves(pointers, inside, upper, MASKED: tl.constexpr):
     return split4(tl.where(upper, (groups >> 32).to(tl.int32), groups.to(tl.int32)), pointers.shape[0])
 
 
-@triton.jit(do_not_specialize=["tokens", "size"])
+@triton.jit(do_not_specialize=["tokens"])
 def arrange_kernel(
-    out, x, tokens, size, INPUTS: tl.constexpr, BLOCKS: tl.constexpr, SIZE: tl.constexpr, EARLY: tl.constexpr
+    out, x, tokens, INPUTS: tl.constexpr, BLOCKS: tl.constexpr, SIZE: tl.constexpr, EARLY: tl.constexpr
 ):  # fmt: skip
     """The activations in the order in which the lanes of `mma_kernel` take them, two to an int32. EARLY: lets that
     kernel begin at once; it waits before it reads them.
 
-    out: (tiles of 8 tokens, BLOCKS of 16 words, 8 bit positions, 32 lanes, 8), `size` in all, and then zeros. x:
-    (tokens, INPUTS / 2) int32.
+    out: (tiles of 8 tokens, BLOCKS of 16 words, 8 bit positions, 32 lanes, 8). x: (tokens, INPUTS / 2) int32.
     """
     if EARLY:
         gdc_launch_dependents()
@@ -114,7 +110,7 @@ def arrange_kernel(
     token = tl.minimum(at // (2048 * BLOCKS) * 8 + lane // 4, tokens - 1)
     word = 16 * block + 4 * (lane % 4 // 2) + 8 * (register // 4) + register % 4
     pair = x + token * (INPUTS // 2) + 2 * (group * LENGTH + word) + lane % 2
-    tl.store(out + at, tl.load(pair, (word < LENGTH) & (at < size), other=0))
+    tl.store(out + at, tl.load(pair, word < LENGTH, other=0))
 
 
 @triton.jit
@@ -189,74 +185,25 @@ def _store(
     tl.store(out + token.to(tl.int64) * OUTPUTS + row, total, (row < OUTPUTS) & (token < tokens))
 
 
-@triton.jit
-def _share(
-    out, bias, counters, sums, first, tokens, OUTPUTS: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr,
-    SPLIT: tl.constexpr, SLICES: tl.constexpr, HAS_BIAS: tl.constexpr,
-):  # fmt: skip
-    """Leave the sums of this slice to the program that is last, in an order that does not depend on which one that is.
-
-    counters: int32 for each program of a slice, 0 at first; behind them the bits of the sums.
-    """
-    GROUPS: tl.constexpr = sums[0].shape[0] // 32 // SPLIT
-    TILES: tl.constexpr = ROWS * TOKENS
-    programs = tl.num_programs(0) * tl.num_programs(1)
-    program = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
-    place = tl.arange(0, GROUPS)[:, None, None, None] * 32 + tl.arange(0, 32)[None, :, None, None]
-    place = (place * 2 + tl.arange(0, 2)[None, None, :, None]) * 2 + tl.arange(0, 2)[None, None, None, :]
-    at = counters + (programs + 15) // 16 * 16 + program * (SLICES * TILES * GROUPS * 128) + place
-    mine = at + tl.program_id(2) * (TILES * GROUPS * 128)
-    for tile in tl.static_range(TILES):
-        tl.store(mine + tile * GROUPS * 128, _total(sums, 4 * tile, SPLIT).to(tl.int32, bitcast=True))
-    tl.debug_barrier()  # one thread counts for all
-    if tl.atomic_add(counters + program, 1) == SLICES - 1:
-        for tile in tl.static_range(TILES):
-            total = tl.zeros((GROUPS, 32, 2, 2), tl.float32)
-            for each in tl.static_range(SLICES):
-                bits = tl.load(at + (each * TILES + tile) * GROUPS * 128, cache_modifier=".cg")
-                total += bits.to(tl.float32, bitcast=True)
-            first_token = 8 * (tl.program_id(1) * TOKENS + tile // ROWS)
-            _store(out, bias, total, first + 16 * (tile % ROWS), first_token, tokens, OUTPUTS, ROWS, HAS_BIAS)
-
-
 @triton.jit(do_not_specialize=["tokens"])
 def mma_kernel(
-    out,
-    x,
-    values,
-    meta,
-    bias,
-    tokens,
-    OUTPUTS: tl.constexpr,
-    INPUTS: tl.constexpr,
-    ROWS: tl.constexpr,
-    TOKENS: tl.constexpr,
-    AHEAD: tl.constexpr,
-    ARRANGED: tl.constexpr,
-    SPLIT: tl.constexpr,
-    SLICES: tl.constexpr,
-    BUFFERS: tl.constexpr,
-    EARLY: tl.constexpr,
-    BARRIERS: tl.constexpr,
-    WARPS: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    BF16: tl.constexpr,
-    INTERPRETED: tl.constexpr,
-):
+    out, x, values, meta, bias, tokens, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, ROWS: tl.constexpr,
+    TOKENS: tl.constexpr, AHEAD: tl.constexpr, ARRANGED: tl.constexpr, SPLIT: tl.constexpr, BUFFERS: tl.constexpr,
+    EARLY: tl.constexpr, WARPS: tl.constexpr, HAS_BIAS: tl.constexpr, BF16: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
     """out: (tokens, OUTPUTS). x: (tokens, INPUTS / 4) int64, or ARRANGED by `arrange_kernel`. values: (OUTPUTS,
     INPUTS / 4) int32. meta: (OUTPUTS, INPUTS / 32) int32. SPLIT warps share the inputs of 16 ROWS outputs; the groups
-    of such warps lie along the outputs and read the same 8 TOKENS tokens. SLICES: programs that share the inputs; what
-    they add up lies behind the activations, so that these have to be arranged. BUFFERS: phases whose weights are held
-    or on their way at the same time, at most one more than a step has. EARLY: begun before `arrange_kernel` has ended.
-    BARRIERS: 2 asks for all activations of a phase before its first product too.
+    of such warps lie along the outputs and read the same 8 TOKENS tokens. BUFFERS: 2 asks for the weights of a phase
+    while the products of the one before it are computed, 1 when its turn comes. EARLY: begun before `arrange_kernel`
+    has ended.
 
     A warp takes 16 words of metadata at a time: with each bit position they describe 16 neighbouring groups, that is
     two products of the tensor core. Lane t of a group of four holds groups 4 t to 4 t + 3, 16 bytes of each row.
     """
     LENGTH: tl.constexpr = INPUTS // 32
     BLOCKS: tl.constexpr = (LENGTH + 15) // 16
-    STEPS: tl.constexpr = (BLOCKS + SPLIT * SLICES - 1) // (SPLIT * SLICES)
-    MASKED: tl.constexpr = LENGTH % (16 * SPLIT * SLICES) != 0
+    STEPS: tl.constexpr = (BLOCKS + SPLIT - 1) // SPLIT
+    MASKED: tl.constexpr = LENGTH % (16 * SPLIT) != 0
     RAGGED: tl.constexpr = OUTPUTS % (16 * ROWS * WARPS // SPLIT) != 0
     PHASES: tl.constexpr = 8 // AHEAD
     lane = tl.arange(0, 32 * WARPS)
@@ -265,50 +212,39 @@ def mma_kernel(
     row, share = first + g, lane // 32
     if WARPS > SPLIT:
         row, share = row + share // SPLIT * (16 * ROWS), share % SPLIT
-    if SLICES > 1:
-        share += tl.program_id(2) * (STEPS * SPLIT)
     sums = (tl.full((32 * WARPS,), 0.0, tl.float32),) * (4 * ROWS * TOKENS)
-    if BUFFERS > 1:
+    if BUFFERS == 2:
         mine = (16 * share + 4 * t)[:, None] + tl.arange(0, 4)[None, :]
-        words = _all_words(meta, row, 16 * share + t, True, OUTPUTS, LENGTH, ROWS, RAGGED, MASKED, False)
-        weights = ()
-        for phase in tl.static_range(BUFFERS - 1):
-            weights = weights + _weights(
-                values, row, mine, True, phase, OUTPUTS, LENGTH, ROWS, AHEAD, RAGGED, MASKED, False
-            )
+        words = _all_words(meta, row, 16 * share + t, True, OUTPUTS, LENGTH, ROWS, RAGGED, MASKED)
+        weights = _weights(values, row, mine, True, 0, OUTPUTS, LENGTH, ROWS, AHEAD, RAGGED, MASKED)
     if EARLY and not INTERPRETED:
         gdc_wait()
     for step in range(STEPS):
         block = step * SPLIT + share
         mine = (16 * block + 4 * t)[:, None] + tl.arange(0, 4)[None, :]
         if BUFFERS == 1:
-            words = _all_words(meta, row, 16 * block + t, True, OUTPUTS, LENGTH, ROWS, RAGGED, MASKED, False)
+            words = _all_words(meta, row, 16 * block + t, True, OUTPUTS, LENGTH, ROWS, RAGGED, MASKED)
         codes = ()
         for tile in tl.static_range(ROWS):
             codes = codes + _codes(words, 8 * tile, INTERPRETED)
         for phase in tl.static_range(PHASES):
             # All weights of a phase first: what is in flight hides how long the memory takes.
             if BUFFERS == 1:
-                weights = _weights(values, row, mine, True, phase, OUTPUTS, LENGTH, ROWS, AHEAD, RAGGED, MASKED, False)
-            elif phase + BUFFERS - 1 < PHASES:
-                weights = weights + _weights(
-                    values, row, mine, True, phase + BUFFERS - 1, OUTPUTS, LENGTH, ROWS, AHEAD, RAGGED, MASKED, False
-                )
+                weights = _weights(values, row, mine, True, phase, OUTPUTS, LENGTH, ROWS, AHEAD, RAGGED, MASKED)
+            elif phase + 1 < PHASES:
+                coming = _weights(values, row, mine, True, phase + 1, OUTPUTS, LENGTH, ROWS, AHEAD, RAGGED, MASKED)
             elif STEPS > 1:
-                more = step + 1 < STEPS
-                if phase + BUFFERS - 1 == PHASES:
-                    word = 16 * (block + SPLIT) + t
-                    words = _all_words(meta, row, word, more, OUTPUTS, LENGTH, ROWS, RAGGED, MASKED, True)
-                weights = weights + _weights(
-                    values, row, mine + 16 * SPLIT, more, phase + BUFFERS - 1 - PHASES, OUTPUTS, LENGTH, ROWS, AHEAD,
-                    RAGGED, MASKED, True
+                more, word = step + 1 < STEPS, 16 * (block + SPLIT) + t
+                words = _all_words(meta, row, word, more, OUTPUTS, LENGTH, ROWS, RAGGED, MASKED)
+                coming = _weights(
+                    values, row, mine + 16 * SPLIT, more, 0, OUTPUTS, LENGTH, ROWS, AHEAD, RAGGED, MASKED
                 )  # fmt: skip
             # The assembler would move each load down to where its result is used; it moves none across a barrier.
             tl.debug_barrier()
             activations = _activations(
                 x, tl.program_id(1) * TOKENS, tokens, block, lane, phase, INPUTS, TOKENS, AHEAD, ARRANGED, MASKED
             )
-            if BARRIERS == 2:
+            if BUFFERS == 2:
                 tl.debug_barrier()
             for ahead in tl.static_range(AHEAD):
                 added = ()
@@ -316,23 +252,16 @@ def mma_kernel(
                     for tile in tl.static_range(ROWS):
                         added = added + _both(
                             sums, 4 * (batch * ROWS + tile),
-                            weights, 8 * ROWS * (AHEAD * phase * (BUFFERS > 1) + ahead) + 8 * tile,
+                            weights, 8 * (ahead * ROWS + tile),
                             activations, 8 * (ahead * TOKENS + batch),
                             codes[8 * tile + AHEAD * phase + ahead], BF16, INTERPRETED,
                         )  # fmt: skip
                 sums = added
-        if BUFFERS > 1:
-            following = ()
-            for place in tl.static_range(8 * ROWS * AHEAD * (BUFFERS - 1)):
-                following = following + (weights[64 * ROWS * (STEPS > 1) + place],)
-            weights = following
-    if SLICES > 1:
-        counters = x + tl.num_programs(1).to(tl.int64) * (TOKENS * BLOCKS * 2048)
-        _share(out, bias, counters, sums, first, tokens, OUTPUTS, ROWS, TOKENS, SPLIT, SLICES, HAS_BIAS)
-    else:
-        for tile in tl.static_range(ROWS * TOKENS):
-            total, first_token = _total(sums, 4 * tile, SPLIT), 8 * (tl.program_id(1) * TOKENS + tile // ROWS)
-            _store(out, bias, total, first + 16 * (tile % ROWS), first_token, tokens, OUTPUTS, ROWS, HAS_BIAS)
+            if BUFFERS == 2 and (phase + 1 < PHASES or STEPS > 1):
+                weights = coming
+    for tile in tl.static_range(ROWS * TOKENS):
+        total, first_token = _total(sums, 4 * tile, SPLIT), 8 * (tl.program_id(1) * TOKENS + tile // ROWS)
+        _store(out, bias, total, first + 16 * (tile % ROWS), first_token, tokens, OUTPUTS, ROWS, HAS_BIAS)
 
 
 def plan(shape: tuple[int, int, int], dtype: torch.dtype, device: Device = HOPPER) -> tuple[dict[str, Any], Config]:
@@ -340,18 +269,16 @@ def plan(shape: tuple[int, int, int], dtype: torch.dtype, device: Device = HOPPE
     tokens, outputs, inputs = shape
     config = find("sp24_mma", device, tokens, outputs)
     constants: dict[str, Any] = {"OUTPUTS": outputs, "INPUTS": inputs, **config.tiles, "WARPS": config.warps}
+    constants["EARLY"] = int(constants["EARLY"] and device.early)
     return constants | {"BF16": dtype == torch.bfloat16}, config
 
 
-def arranged(x: Tensor, tiles: int, early: bool = False, counters: int = 0, sums: int = 0) -> Tensor:
-    """x: (tokens, inputs) -> int32 for `mma_kernel`, tokens rounded up to a multiple of 8 `tiles`; behind them as many
-    counters at zero, and room for sums."""
+def arranged(x: Tensor, tiles: int, early: bool = False) -> Tensor:
+    """x: (tokens, inputs) -> int32 for `mma_kernel`, tokens rounded up to a multiple of 8 `tiles`."""
     tokens, inputs = x.shape
     blocks = triton.cdiv(inputs // 32, 16)
-    size = triton.cdiv(tokens, 8 * tiles) * tiles * blocks * 2048
-    out = x.new_empty(size + triton.cdiv(counters, 16) * 16 + triton.cdiv(sums, _SIZE) * _SIZE, dtype=torch.int32)
-    programs = triton.cdiv(size + counters, _SIZE)
-    arrange_kernel[(programs,)](out, x.view(torch.int32), tokens, size, inputs, blocks, _SIZE, early, num_warps=4)
+    out = x.new_empty(triton.cdiv(tokens, 8 * tiles) * tiles * blocks * 2048, dtype=torch.int32)
+    arrange_kernel[(len(out) // _SIZE,)](out, x.view(torch.int32), tokens, inputs, blocks, _SIZE, early, num_warps=4)
     return out
 
 
@@ -360,13 +287,10 @@ def mma(x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None, interprete
     shape = (len(x), len(values), x.shape[1])
     constants, config = plan(shape, x.dtype, device_of(x.device))
     outputs, tokens = 16 * constants["ROWS"] * config.warps // constants["SPLIT"], 8 * constants["TOKENS"]
-    grid = (triton.cdiv(shape[1], outputs), triton.cdiv(shape[0], tokens), constants["SLICES"])
-    early, activations = False, x.view(torch.int64)
+    grid = (triton.cdiv(shape[1], outputs), triton.cdiv(shape[0], tokens))
+    early, activations = bool(constants["EARLY"]) and not interpreted, x.view(torch.int64)
     if constants["ARRANGED"]:
-        early, counters = bool(constants["EARLY"]) and not interpreted, grid[0] * grid[1] * (grid[2] > 1)
-        activations = arranged(x, constants["TOKENS"], early, counters, counters * grid[2] * outputs * tokens)
+        activations = arranged(x, constants["TOKENS"], early)
     operands = (activations, values.view(torch.int32), meta)
-    constants["INTERPRETED"] = interpreted
-    if early:
-        constants["launch_pdl"] = True
+    constants |= {"INTERPRETED": interpreted} | ({"launch_pdl": True} if early else {})
     return linear(mma_kernel, grid, x.new_empty(shape[:2]), operands, bias, config, shape[0], **constants)

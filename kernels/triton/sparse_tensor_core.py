@@ -86,23 +86,32 @@ def sparse_mma(
 
 
 @triton.jit
-def _of_lane(register, T: tl.constexpr):
-    """(warps, 8): what lane t = T of every group of four holds. register: (lanes,)."""
-    by_lane = tl.reshape(register, (register.shape[0] // 32, 8, 4))
-    chosen = tl.arange(0, 4)[None, None, :] == T
-    return tl.sum(tl.where(chosen, by_lane, 0), 2)
+def _pairs(first, second):
+    """(warps, 8 rows, 8 groups): the kept pairs of groups t, and of groups t + 4. first, second: (lanes,)."""
+    both = tl.reshape(tl.join(first, second), (first.shape[0] // 32, 8, 4, 2))
+    return tl.reshape(tl.permute(both, (0, 1, 3, 2)), (first.shape[0] // 32, 8, 8))
 
 
 @triton.jit
-def _times(pair, code, x0, x1, x2, x3, BF16: tl.constexpr):
-    """(warps, 8 rows, 8 tokens): kept pairs times the activations at their positions. x_p: (warps, 8) of position p."""
-    total = tl.zeros((pair.shape[0], 8, 8), tl.float32)
+def _nibbles_of(meta, HALF: tl.constexpr, SHIFT: tl.constexpr):
+    """(warps, 8 rows, 8 groups): the codes that lanes t = 2 HALF and 2 HALF + 1 have at bits SHIFT to SHIFT + 15."""
+    by_lane = tl.reshape(meta, (meta.shape[0] // 32, 8, 2, 2))
+    mine = tl.sum(tl.where(tl.arange(0, 2)[None, None, :, None] == HALF, by_lane, 0), 2)
+    codes = mine[:, :, :, None] >> (SHIFT + 4 * tl.arange(0, 4))[None, None, None, :]
+    return tl.reshape(codes & 15, (meta.shape[0] // 32, 8, 8))
+
+
+@triton.jit
+def _times(pairs, codes, x0, x1, x2, x3, BF16: tl.constexpr):
+    """(warps, 8 rows, 8 tokens): kept pairs times the activations at their positions. x_p: (warps, 8 tokens, 8 groups)
+    of position p."""
+    total = tl.zeros((pairs.shape[0], 8, 8), tl.float32)
     for side in tl.static_range(2):
-        kept = upper_float(pair, BF16) if side else lower_float(pair, BF16)
-        place = ((code >> (2 * side)) & 3)[:, :, None]
-        x = tl.where(place < 2, tl.where(place == 0, x0[:, None, :], x1[:, None, :]), 0.0)
-        x = tl.where(place >= 2, tl.where(place == 2, x2[:, None, :], x3[:, None, :]), x)
-        total += kept[:, :, None] * x
+        kept = upper_float(pairs, BF16) if side else lower_float(pairs, BF16)
+        place = ((codes >> (2 * side)) & 3)[:, :, None, :]
+        x = tl.where(place < 2, tl.where(place == 0, x0[:, None], x1[:, None]), 0.0)
+        x = tl.where(place >= 2, tl.where(place == 2, x2[:, None], x3[:, None]), x)
+        total += tl.sum(kept[:, :, None, :] * x, 3)
     return total
 
 
@@ -119,19 +128,11 @@ def _emulated(
 ):  # fmt: skip
     """What the instruction computes, for Triton's interpreter, from the layout that PTX documents."""
     WARPS: tl.constexpr = meta.shape[0] // 32
-    near = tl.zeros((WARPS, 8, 8), tl.float32)
-    far = tl.zeros((WARPS, 8, 8), tl.float32)
-    registers = (b0, b1, b2, b3)
-    for group in tl.static_range(8):
-        first = _of_lane(registers[group // 2], 2 * (group % 2))
-        second = _of_lane(registers[group // 2], 2 * (group % 2) + 1)
-        x0, x1 = lower_float(first, BF16), upper_float(first, BF16)
-        x2, x3 = lower_float(second, BF16), upper_float(second, BF16)
-        codes = _of_lane(meta, 2 * HALF + group // 4)
-        one = _of_lane(a2 if group // 4 else a0, group % 4)
-        other = _of_lane(a3 if group // 4 else a1, group % 4)
-        near += _times(one, (codes >> (4 * (group % 4))) & 15, x0, x1, x2, x3, BF16)
-        far += _times(other, (codes >> (16 + 4 * (group % 4))) & 15, x0, x1, x2, x3, BF16)
-    d0, d1 = _by_lane(near)
-    d2, d3 = _by_lane(far)
+    # (warps, 8 tokens, t // 2, t % 2, r) -> (warps, 8 tokens, 8 groups t // 2 + 2 r, halves t % 2)
+    x = tl.reshape(tl.join(tl.join(b0, b2), tl.join(b1, b3)), (WARPS, 8, 2, 2, 4))
+    first, second = tl.split(tl.reshape(tl.permute(x, (0, 1, 4, 2, 3)), (WARPS, 8, 8, 2)))
+    x0, x1 = lower_float(first, BF16), upper_float(first, BF16)
+    x2, x3 = lower_float(second, BF16), upper_float(second, BF16)
+    d0, d1 = _by_lane(_times(_pairs(a0, a2), _nibbles_of(meta, HALF, 0), x0, x1, x2, x3, BF16))
+    d2, d3 = _by_lane(_times(_pairs(a1, a3), _nibbles_of(meta, HALF, 16), x0, x1, x2, x3, BF16))
     return c0 + d0, c1 + d1, c2 + d2, c3 + d3

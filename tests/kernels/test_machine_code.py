@@ -5,12 +5,13 @@ At 4.3 TB/s an H200 has time for 31 to 35 instructions on each group of four wei
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from sass import Compiled, compile_kernel, starting
+from sass import Compiled, compile_kernel, groups_of_products, starting
 
 pytest.importorskip("triton")
 
@@ -23,7 +24,7 @@ from crepe.kernels.triton import (
     sp24_mma,
     sp24_unpack,
 )
-from crepe.kernels.triton.configs import TABLES, Config, Device, Row
+from crepe.kernels.triton.configs import HOPPER, Config, Device, device_of
 
 LANES = 32
 BF16 = torch.bfloat16
@@ -122,24 +123,46 @@ def test_sp24_matmul_of_ragged_widths(shape: tuple[int, int, int], budget: float
     assert starting(compiled.opcodes(), "LDGSTS") > starting(compiled.opcodes(), "LDGSTS.E.BYPASS.128")
 
 
-@pytest.mark.parametrize(
-    ("tokens", "outputs", "budget"),
-    [(4, 4096, 9.0), (16, 4096, 11.0), (32, 4096, 18.0), (4, 22016, 9.0), (16, 22016, 10.0), (32, 22016, 16.0)],
-)
-def test_sp24_mma(tokens: int, outputs: int, budget: float) -> None:
-    """Every product on the sparse tensor core, weights read 16 bytes at once and all of a phase before the first."""
-    constants, config = sp24_mma.plan((tokens, outputs, 4096), BF16)
-    arranged = constants["ARRANGED"]
-    types = {"out": "*bf16", "x": "*i32" if arranged else "*i64", "values": "*i32", "meta": "*i32", "bias": "*bf16"}
-    constants |= {"HAS_BIAS": False, "INTERPRETED": False}
-    compiled = compile_kernel(sp24_mma.mma_kernel, types | {"tokens": "i32"}, constants, config)
+def _sp24_mma(
+    shape: tuple[int, int, int], dtype: torch.dtype, device: Device = HOPPER, architecture: int = 90
+) -> tuple[Compiled, dict[str, Any]]:
+    """The kernel, and its constants."""
+    constants, config = sp24_mma.plan(shape, dtype, device)
+    x = "*i32" if constants["ARRANGED"] else "*i64"
+    out = "*bf16" if dtype == BF16 else "*fp16"
+    types = {"out": out, "x": x, "values": "*i32", "meta": "*i32", "bias": out, "tokens": "i32"}
+    given = constants | {"HAS_BIAS": False, "INTERPRETED": False}
+    compiled = compile_kernel(sp24_mma.mma_kernel, types, given, config, architecture)
     _stays_within(compiled, config)
     assert compiled.conversions() == 0
-    opcodes, rows, batches = compiled.opcodes(), constants["ROWS"], constants["TOKENS"]
-    assert starting(opcodes, "HMMA.SP.16832.F32.BF16") == starting(opcodes, "HMMA") == 16 * rows * batches
-    assert opcodes["LDG.E.EF.128"] == 16 * rows
-    assert _read_before_the_first_product(compiled) >= 2 * rows * constants["AHEAD"]
-    groups = 16 * rows * 16 * 8 / LANES
+    return compiled, constants
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "budget"),
+    [
+        ((4, 4096, 4096), BF16, 9.0),
+        ((4, 22016, 4096), BF16, 9.0),
+        ((16, 4096, 4096), BF16, 11.0),
+        ((16, 4096, 11008), BF16, 14.0),
+        ((16, 22016, 4096), BF16, 9.0),
+        ((16, 22016, 11008), torch.float16, 14.0),
+        ((32, 4096, 4096), BF16, 18.0),
+        ((32, 22016, 4096), BF16, 16.0),
+    ],
+)
+def test_sp24_mma(shape: tuple[int, int, int], dtype: torch.dtype, budget: float) -> None:
+    """Every product on the sparse tensor core, weights read 16 bytes at once and all of a phase, or of two where there
+    are two buffers, before the first."""
+    compiled, constants = _sp24_mma(shape, dtype)
+    opcodes, products = compiled.opcodes(), 16 * constants["ROWS"] * constants["TOKENS"]
+    assert starting(opcodes, "HMMA.SP.16832.F32") == starting(opcodes, "HMMA")
+    # Triton may have unrolled all steps.
+    assert starting(opcodes, "HMMA") % products == 0
+    of_a_phase = 2 * constants["ROWS"] * constants["AHEAD"]
+    assert _read_before_the_first_product(compiled) >= constants["BUFFERS"] * of_a_phase
+    assert opcodes["LDG.E.EF.128"] == starting(opcodes, "LDG.E.EF")
+    groups = groups_of_products(opcodes, constants["TOKENS"])
     assert sum(opcodes.values()) / groups <= budget, sum(opcodes.values()) / groups
 
 
@@ -149,25 +172,18 @@ def _read_before_the_first_product(compiled: Compiled) -> int:
     return names[:first].count("LDG.E.EF.128")
 
 
-@pytest.mark.parametrize(
-    ("tiles", "inputs"),
-    [
-        ({"ROWS": 1, "AHEAD": 4, "SPLIT": 2, "SLICES": 1}, 4096),
-        ({"ROWS": 1, "AHEAD": 4, "SPLIT": 2, "SLICES": 2}, 11008),
-        ({"ROWS": 2, "AHEAD": 2, "SPLIT": 4, "SLICES": 1}, 4096),
-    ],
-)
-def test_sp24_mma_of_two_buffers(tiles: dict[str, int], inputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The weights of two phases are on their way before the first product, and registers last for them."""
-    config = Config({"TOKENS": 2, "ARRANGED": 1, "BUFFERS": 2, "EARLY": 1, "BARRIERS": 1} | tiles, 8, shared=4 << 10)
-    monkeypatch.setitem(TABLES, "sp24_mma", (Row(config),))
-    constants, _ = sp24_mma.plan((16, 4096, inputs), BF16)
-    types = {"out": "*bf16", "x": "*i32", "values": "*i32", "meta": "*i32", "bias": "*bf16", "tokens": "i32"}
-    constants |= {"HAS_BIAS": False, "INTERPRETED": False}
-    compiled = compile_kernel(sp24_mma.mma_kernel, types, constants, config)
-    _stays_within(compiled, config)
-    assert compiled.conversions() == 0
-    assert _read_before_the_first_product(compiled) >= 4 * tiles["ROWS"] * tiles["AHEAD"]
+@pytest.mark.parametrize(("capability", "early"), [(8, 0), (9, 1), (12, 1)])
+def test_only_cards_since_hopper_start_early(capability: int, early: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    properties = SimpleNamespace(name="a card", major=capability)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda place: properties)
+    device = device_of.__wrapped__(torch.device("cuda"))
+    for shape in ((16, 4096, 4096), (16, 22016, 4096)):
+        assert sp24_mma.plan(shape, BF16, device)[0]["EARLY"] == early
+
+
+def test_sp24_mma_on_an_older_card() -> None:
+    compiled, _ = _sp24_mma((16, 22016, 4096), BF16, Device("an older card", 99 << 10), 80)
+    assert starting(compiled.opcodes(), "HMMA.SP") and not starting(compiled.opcodes(), "ACQBULK")
 
 
 def test_a_card_with_less_shared_memory_gets_smaller_tiles() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sass import Compiled, compile_kernel, starting
+from sass import Compiled, compile_kernel, groups_of_products, starting
 
 LANES = 32
 OFF = {"HAS_BIAS": False, "INTERPRETED": False}
@@ -50,7 +50,9 @@ def sparse_mma(shape: tuple[int, int, int]) -> str:
     x = "*i32" if constants["ARRANGED"] else "*i64"
     types = {"out": "*bf16", "x": x, "values": "*i32", "meta": "*i32", "bias": "*bf16", "tokens": "i32"}
     compiled = compile_kernel(kernel.mma_kernel, types, {**constants, **OFF}, config)
-    return _row("2:4 sparse tensor cores", shape, compiled, 16 * constants["ROWS"] * 16 * 8 / LANES)
+    # Where all steps have been unrolled, what counts as the loop is all of them.
+    groups = groups_of_products(compiled.loop(), constants["TOKENS"])
+    return _row("2:4 sparse tensor cores", shape, compiled, groups)
 
 
 def blocks_matvec(shape: tuple[int, int, int]) -> str:

@@ -108,65 +108,24 @@ def _blocks() -> Iterator[Trial]:
         yield Trial("colblock_matmul", (16, wide, deep), config, (64, 8))
 
 
-# Of the sparse tensor cores: rows, warps that share the inputs, warps, and programs that share the inputs.
-_MMA_PLACES = {
-    SQUARE: ((1, 4, 4, 1), (1, 8, 8, 1), (1, 8, 16, 1), (1, 4, 4, 2), (1, 2, 4, 4), (1, 2, 4, 2),
-             (2, 4, 4, 1), (2, 4, 4, 2)),
-    WIDE: ((1, 4, 4, 1), (1, 2, 4, 1), (1, 1, 4, 1), (1, 2, 8, 1), (1, 4, 8, 1), (1, 2, 8, 2), (2, 4, 4, 1),
-           (2, 2, 4, 1), (2, 1, 4, 2)),
-    DEEP: ((1, 4, 4, 1), (1, 2, 4, 1), (1, 2, 4, 2), (1, 2, 4, 3), (1, 1, 4, 6), (1, 4, 4, 2), (2, 4, 4, 2),
-           (2, 2, 4, 4)),
-    HALF: ((1, 4, 4, 1), (1, 2, 4, 1), (1, 1, 4, 2), (1, 1, 4, 3), (1, 4, 8, 1), (1, 2, 8, 2), (2, 4, 4, 1),
-           (2, 2, 4, 1)),
-}  # fmt: skip
-# With each number of rows and tiles of tokens that registers last for: bit positions at once, buffers of weights, and
-# the most registers of a thread.
-_MMA_PHASES = {
-    (1, 1): ((8, 1, 0), (4, 2, 128), (2, 4, 128)), (2, 1): ((4, 1, 0), (2, 2, 0)),
-    (1, 2): ((8, 1, 0), (4, 2, 0), (2, 3, 128), (1, 5, 128)), (2, 2): ((4, 1, 0), (2, 2, 0), (1, 4, 0)),
-    (1, 4): ((4, 1, 0), (2, 2, 0), (1, 4, 0)), (2, 4): ((2, 1, 0),),
-}  # fmt: skip
+# Of the sparse tensor cores: rows, bit positions at once, warps of the four that share the inputs, buffers of weights.
+_MMA = [
+    *product((1,), (8,), (4, 2, 1), (1,)), *product((1,), (4,), (4, 2, 1), (2,)),
+    *product((2,), (4,), (4, 2), (1,)), *product((2,), (2,), (4, 2), (2,)),
+]  # fmt: skip
 
 
 def _mma() -> Iterator[Trial]:
-    names = ("ROWS", "TOKENS", "AHEAD", "ARRANGED", "SPLIT", "SLICES", "BUFFERS", "EARLY", "BARRIERS")
-    for tokens, (shape, places) in product((8, 16, 32), _MMA_PLACES.items()):
-        for (rows, split, warps, slices), arranged, early in product(places, (1, 0), (1, 0)):
-            for ahead, buffers, registers in _mma_phases(shape, tokens, rows, split * slices, warps):
-                # An early start is timed against a late one once for each place, reading them as they lie at 8 tokens.
-                if early > arranged or (arranged and not early and (tokens != 16 or buffers != 2)):
-                    continue
-                if not arranged and (tokens != 8 or slices > 1):
-                    continue
-                sizes = (
-                    rows,
-                    tokens // 8,
-                    ahead,
-                    arranged,
-                    split,
-                    slices,
-                    buffers,
-                    early,
-                    2 if buffers > 1 and ahead < 8 else 1,
-                )
-                config = Config(dict(zip(names, sizes, strict=True)), warps, registers=registers)
-                yield Trial("sp24_mma", (tokens, *shape), config)
-
-
-def _mma_phases(
-    shape: tuple[int, int], tokens: int, rows: int, share: int, warps: int
-) -> Iterator[tuple[int, int, int]]:
-    if shape[1] <= 512 * share and (rows, tokens) == (1, 16):
-        # The only step: all of its weights at once.
-        yield from ((8, 2, 128), (1, 9, 128), (1, 5, 128))
-        return
-    for ahead, buffers, registers in _MMA_PHASES[rows, tokens // 8]:
-        # Without a limit eight warps get so many registers that one block fits. With it, loops that are not unrolled
-        # and masks spill.
-        if registers and (shape[1] % (512 * share) or (warps == 4 and shape[1] != 2048 * share)) and tokens > 8:
-            registers = 0
-        if warps == 4 or registers:
-            yield ahead, buffers, registers
+    names = ("ROWS", "TOKENS", "AHEAD", "ARRANGED", "SPLIT", "BUFFERS", "EARLY")
+    for tokens, (wide, deep), sizes in product((8, 16, 32), (SQUARE, WIDE, DEEP, HALF), _MMA):
+        rows, ahead, split, buffers = sizes
+        # The activations of 32 tokens leave registers for half as many weights.
+        ahead = ahead // 2 if tokens == 32 else ahead
+        # A late start is timed at one place, and there 8 tokens as they lie.
+        starts = ((1, 1), (int(tokens > 8), 0)) if (rows, split) == (1, 4) else ((1, 1),)
+        for arranged, early in starts:
+            tiles = (rows, tokens // 8, ahead, arranged, split, buffers, early)
+            yield Trial("sp24_mma", (tokens, wide, deep), Config(dict(zip(names, tiles, strict=True)), 4))
 
 
 def _prefill() -> Iterator[Trial]:
@@ -226,11 +185,7 @@ def _time(trial: Trial, operands: list[tuple[Any, ...]]) -> dict[str, float]:
 def _line(trial: Trial, found: dict[str, Any]) -> dict[str, Any]:
     about = {"title": trial.title, "kernel": trial.kernel, "shape": trial.shape, "blocks": trial.blocks}
     chosen = trial.config
-    return {
-        **about,
-        "config": chosen and [*chosen.tiles.values(), chosen.warps, chosen.stages, chosen.registers],
-        **found,
-    }
+    return {**about, "config": chosen and [*chosen.tiles.values(), chosen.warps, chosen.stages], **found}
 
 
 def _grouped(only: str) -> dict[str, list[Trial]]:
