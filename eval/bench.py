@@ -94,6 +94,8 @@ def measure(
     notes: dict[str, None] = {}
     with bar("measuring", len(batch)) as advance:
         for size in batch:
+            if compiled:
+                torch.compiler.reset()  # else graphs of a few batch sizes fill its cache and the rest is not compiled
             made = {role: _generation(one, size, prompt, steps, place, compiled) for role, one in opened.items()}
             for role, one in made.items():
                 if not one.record():

@@ -9,26 +9,46 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crepe.errors import CrepeError
+
 
 class Generation:
     """A model with a prompt. `prefill` reads the prompt; `decode` then makes `steps` tokens, one after the other.
 
     prompt: (batch, tokens). The cache has a fixed size, so that a decode step can be recorded as a CUDA graph and
     replayed: then the step costs what the GPU computes, not what Python takes to launch it. compiled: the decode step
-    is fused by torch.compile before, as `generate` with a static cache does it; prefill runs as it is.
+    is fused by torch.compile before that; prefill runs as it is.
+
+    Raises:
+        CrepeError: torch.compile cannot compile the step.
     """
 
     def __init__(self, model: Any, prompt: Tensor, steps: int, compiled: bool = False) -> None:
         from transformers import StaticCache
 
         self.model = model
-        self.writer = torch.compile(model, dynamic=False) if compiled else model
+        self.writer = model
         self.prompt = prompt
         self.steps = steps
         self.cache = StaticCache(config=model.config, max_cache_len=prompt.shape[1] + steps + 1)
         self.token = prompt[:, -1:].clone()
         self.graph_refused: str | None = None
         self._step: Callable[[], None] = self._forward
+        if compiled:
+            self._compile()
+
+    def _compile(self) -> None:
+        self.writer = torch.compile(self.model, dynamic=False)
+        self.prefill()
+        try:
+            with torch.no_grad():
+                self._forward()
+        except RuntimeError as error:
+            reason = " ".join(str(error).split("\n\n")[0].split())  # behind it comes how to debug torch
+            raise CrepeError(
+                f"torch.compile cannot compile the decode step here: {reason}; install a C++ compiler, or leave "
+                "--compile out"
+            ) from error
 
     def prefill(self) -> None:
         self.cache.reset()

@@ -43,7 +43,7 @@ class Operation:
         """The first backend that can serve these arguments and suits them.
 
         It depends on places, kinds and sizes alone, so it is remembered by them: asking anew takes as long as a small
-        layer.
+        layer. Arguments that are no tensors are numbers or lists of them.
         """
         signature = (interpreting(), *map(_kind_of, args))
         found = self.chosen.get(signature)

@@ -108,4 +108,6 @@ def _lines(result: dict[str, Any]) -> list[str]:
         size = "no files" if about["file_bytes"] is None else f"files {megabytes(about['file_bytes'])}"
         lines.append(f"{role}: {about['name']}, {size}, in memory {megabytes(about['memory_bytes'])}")
     lines.append("on " + ", ".join(f"{key} {value}" for key, value in result["machine"].items()))
+    if result["compiled"]:
+        lines.append("the decode step is fused by torch.compile")
     return lines + [f"not measured: {note}" for note in result["not_measured"]]

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from crepe.errors import CrepeError, UsageError
+from crepe.pipeline.progress import bar
 from crepe.vision.preprocess import Preprocessor
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm")
 _LABELS = ("label", "labels", "fine_label")
 _IMAGES = ("image", "img")
-# Pixel values of all pictures are kept up to this size: 50,000 of 32 x 32 are 0.6 GB.
-MOST_KEPT_BYTES = 1 << 30
+# Pixel values of all pictures are kept up to this size: 50,000 of 32 x 32 are 0.6 GB, 1,700 of 224 x 224 are 1 GB.
+_MOST_KEPT_BYTES = 1 << 30
 _DECODED_AT_ONCE = 1024
 # Of a Hub data set, the split to calibrate and train on, and those to measure on, the first that exists.
 _SPLITS = {"calibration": ("train",), "evaluation": ("test", "validation", "valid", "val")}
@@ -151,14 +152,17 @@ class Pixels:
 
 
 def readable(images: Images, preprocess: Preprocessor, device: torch.device) -> Pixels:
-    """Labelled pictures as pixel values on `device`. Where those of all pictures are small they are decoded once and
+    """Labelled pictures as pixel values on `device`. Where those of all together are small they are decoded once and
     kept there: an epoch of small pictures would else be spent on decoding them again."""
     first = pixels(images, preprocess, [0])
-    if first.nbytes * len(images) > MOST_KEPT_BYTES:
+    if first.nbytes * len(images) > _MOST_KEPT_BYTES:
         return Pixels(lambda indices: pixels(images, preprocess, indices).to(device), images.labels)
-    kept = torch.empty(len(images), *first.shape[1:], device=device)
-    for part in parts(len(images), _DECODED_AT_ONCE):
-        kept[part.start : part.stop] = pixels(images, preprocess, part).to(device)
+    kept = torch.empty(len(images), *first.shape[1:], dtype=first.dtype, device=device)
+    chunks = parts(len(images), _DECODED_AT_ONCE)
+    with bar("reading images", len(chunks)) as advance:
+        for part in chunks:
+            kept[part.start : part.stop] = pixels(images, preprocess, part).to(device)
+            advance()
     return Pixels(lambda indices: kept[torch.tensor(list(indices), device=device)], images.labels)
 
 

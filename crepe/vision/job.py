@@ -45,7 +45,8 @@ from crepe.vision.statistics import STATISTICS
 
 @dataclass
 class ImageResult(RunResult):
-    """What a run on an image model did. sparsity: share of the weights of the pruned layers that went or are zero.
+    """What a run on an image model did. sparsity: share of the weights of the pruned layers that went or are zero:
+    rows and columns of what was cut, rows alone where a mask stands for the cut.
 
     row_orders: layer -> order in which its rows are cut into tiles, where that is not theirs.
     parameters, macs: of the dense network and of what is left. training: per epoch, what the fine-tuning measured.

@@ -38,20 +38,20 @@ def device_of(tensor: Tensor) -> AbstractContextManager[object]:
 class CustomOp:
     """An operation of crepe as torch knows it: `torch.ops.crepe.NAME`, whole in graphs and under torch.compile.
 
-    Registered without the checks at every call of torch's own decorator, which take longer than a small layer:
-    `torch.library.opcheck` makes them in the tests.
+    Registered without the checks of torch's own decorator, which at every call take longer than a small layer:
+    `torch.library.opcheck` makes them in the tests. Like that decorator it keeps torch.compile out of what runs.
     """
 
     def __init__(self, name: str, run: Callable[..., Any]) -> None:
         self.name = f"crepe::{name}"
         schema = library.infer_schema(run, mutates_args=())
         library.define(self.name, schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides))
-        library.impl(self.name, "CompositeExplicitAutograd", run)
+        library.impl(self.name, "CompositeExplicitAutograd", torch.compiler.disable(run))
         library.register_autograd(self.name, self._backward)
         self.overload = getattr(torch.ops.crepe, name).default
 
-    def __call__(self, *args: Any) -> Any:
-        return self.overload(*args)
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        return self.overload(*args, **named)
 
     def _backward(self, *given: Any) -> None:
         raise NotImplementedError(f"{self.name} has no backward: make the model dense (`dequantize()`) to train it")

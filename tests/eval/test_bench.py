@@ -7,12 +7,14 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from conftest import fails
 from crepe.cli.main import main
+from crepe.errors import CrepeError
 from crepe.eval.bench import bench
 from crepe.eval.generation import Generation
 from crepe.eval.timing import Timing, ratio, side_by_side
@@ -22,9 +24,25 @@ from runs import prune_named
 SMALL = {"batch": [1, 2], "prompt": 8, "new_tokens": 3, "rounds": 2}
 
 
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of tokens that each run of a compiled graph took, compiled without a compiler."""
+    taken: list[int] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        def run(*values: Any) -> Any:
+            taken.append(next(value.numel() for value in values if value.dtype == torch.int64))
+            return graph.forward(*values)
+
+        return run
+
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    return taken
+
+
 @pytest.mark.parametrize("compiled", [False, True])
-def test_prefill_and_decode_make_the_tokens_of_generate(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # no compiler is needed
+def test_prefill_and_decode_make_the_tokens_of_generate(compiled: bool, graphs: list[int]) -> None:
     model = tiny_model("llama")
     prompt = torch.randint(3, 128, (2, 9), generator=torch.Generator().manual_seed(0))
     generation = Generation(model, prompt, 4, compiled)
@@ -37,6 +55,31 @@ def test_prefill_and_decode_make_the_tokens_of_generate(compiled: bool, monkeypa
             generation.decode()
             made.append(generation.token.clone())
         assert torch.equal(torch.cat(made, 1), expected[:, 9:])
+    # One to compile and two times four steps; never the prompt.
+    assert graphs == [2] * (9 if compiled else 0)
+
+
+def test_every_batch_size_is_compiled(
+    tiny_folder: Callable[..., str], graphs: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """More of them than torch keeps graphs of one function."""
+    sizes = list(range(1, 11))
+    steps = ["--prompt", "4", "--new-tokens", "2", "--rounds", "1", "--compile"]
+    assert main(["bench", tiny_folder(), "--batch", ",".join(map(str, sizes)), *steps]) == 0
+    assert "the decode step is fused by torch.compile" in capsys.readouterr().out
+    assert {size: graphs.count(size) for size in sizes} == dict.fromkeys(sizes, 1 + 2 * 2)
+
+
+def test_a_step_that_cannot_be_compiled_is_one_line(
+    tiny_folder: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def backend(graph: Any, inputs: Any) -> Any:
+        raise RuntimeError("no C++ compiler")
+
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    with pytest.raises(CrepeError, match=r"cannot compile the decode step.*no C"):
+        bench(tiny_folder(), compile=True, **SMALL)
 
 
 def test_contestants_take_turns() -> None:

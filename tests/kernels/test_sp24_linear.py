@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -53,6 +54,26 @@ def test_a_compiled_layer_is_one_graph() -> None:
     for tokens in (1, 5):
         x = weight_of(tokens, 64, torch.float32)
         assert torch.equal(layer(x), sp24.linear(x, values, meta, None) + 1)
+
+
+def test_torch_does_not_compile_what_is_inside() -> None:
+    """Also where it is called by its name in a frame that could not be compiled whole."""
+    values, meta = sp24_weight(3, 64, torch.float32)
+    seen: list[str] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        seen.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+        return graph.forward
+
+    def twice(x: torch.Tensor) -> torch.Tensor:
+        for _ in range(2):
+            torch._dynamo.graph_break()
+            found = torch.ops.crepe.sp24_linear.default(x, values, meta)
+        return found + 1
+
+    x = weight_of(2, 64, torch.float32)
+    assert torch.equal(torch.compile(twice, backend=backend)(x), sp24.linear(x, values, meta, None) + 1)
+    assert not any("rshift" in target or "scatter" in target for target in seen)
 
 
 def test_training_through_a_packed_layer_is_refused_in_the_backward_pass() -> None:

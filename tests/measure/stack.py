@@ -10,8 +10,8 @@ was stopped. Cases are called PATTERN/NAME, such as 2:4/sparsegpt. `peer` does t
 PYTHON is an interpreter that has it. `report` prints the tables and draws the figures.
 
 With --seed N both take other rows of the calibration text, and a case is called "2:4/sparsegpt seed N". --device cuda
-prunes on a GPU, --jobs N takes N cases at once, --hours H stops starting cases after H hours. Every line says on which
-machine it was made.
+prunes on a GPU, --jobs N takes N cases at once, --hours H stops starting cases after H hours; a line says so where one
+was used. A GPU does not reach the peer's own process, which chooses for itself.
 
 Calibration: 64 rows of 512 tokens, and as many as its recipe says for `best`. Perplexity on windows of 512 tokens of
 the test text, and of Python's own reference manual as the text that is unlike the calibration text; KL to the dense

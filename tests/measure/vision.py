@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -302,11 +303,12 @@ def latency(given: argparse.Namespace) -> None:
         example = example_input(preprocess)
         crepe.prune(pruned, example=example, method="reprune", macs=MACS, round_to=round_to)
         share = _macs(pruned, preprocess) / _macs(dense, preprocess)
-        exported = given.folder / "pruned.onnx"
-        write(pruned, example_input(preprocess, count=2), exported)
-        for line in measured.compare(pruned, dense, example, exported):
+        with tempfile.TemporaryDirectory() as place:
+            exported = Path(place) / "pruned.onnx"
+            write(pruned, example_input(preprocess, count=2), exported)
+            found = measured.compare(pruned, dense, example, exported)
+        for line in found:
             lines.add(f"{line['what']}, round_to {round_to}, batch {line['batch']}", macs=share, **line)
-        exported.unlink()
 
 
 def report(given: argparse.Namespace) -> None:

@@ -48,7 +48,7 @@ def test_small_pictures_are_decoded_once_and_read_as_large_ones_are(
     after = len(decoded)
     first, again = kept.batch([2, 0]), kept.batch([2, 0])
     assert len(decoded) == after and first[1].tolist() == [1, 0]
-    monkeypatch.setattr(module, "MOST_KEPT_BYTES", 0)
+    monkeypatch.setattr(module, "_MOST_KEPT_BYTES", 0)
     large = readable(counting, STEPS, torch.device("cpu"))
     assert torch.equal(large.batch([2, 0])[0], first[0]) and torch.equal(first[0], again[0])
     assert len(decoded) == after + 3

@@ -74,6 +74,9 @@ def test_what_a_cut_takes_is_counted_in_rows_and_columns(place: dict[str, str], 
     smaller = {name for name in state if dense[name].dim() > 1 and dense[name].shape != state[name].shape}
     assert set(tensors) == smaller and any(name.endswith("conv2.weight") for name in smaller)
     assert all(about["zeros"] == dense[name].numel() - state[name].numel() for name, about in tensors.items())
+    masked = crepe.prune(place["net"], tmp_path / "masked", method="l2", sparsity=0.25, format="dense").tensors
+    assert {name for name in tensors if not name.endswith("conv2.weight")} == set(masked)
+    assert all(tensors[name]["zeros"] == about.zeros for name, about in masked.items())
 
 
 @pytest.mark.parametrize("name", ["vit", "swin", "convnext", "resnet", "mobilenet-v2"])

@@ -67,6 +67,23 @@ def test_a_killed_run_goes_on_to_the_same_weights(
     )
 
 
+def test_a_scaled_loss_trains_as_a_plain_one(images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What float16 needs on a GPU, with a scale that loses no bit."""
+    import accelerate
+
+    class Scaling(accelerate.Accelerator):
+        def __init__(self, *given: Any, **named: Any) -> None:
+            super().__init__(*given, **named)
+            self.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+
+    plain, scaled = _net(), _net()
+    train.finetune(plain, images, STEPS, _recipe(), {}, CPU, None)
+    monkeypatch.setattr(accelerate, "Accelerator", Scaling)
+    train.finetune(scaled, images, STEPS, _recipe(), {}, CPU, None)
+    for one, other in zip(plain.state_dict().values(), scaled.state_dict().values(), strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(("before", "is_better"), [(1.1, False), (-0.1, True)])
 def test_the_best_epoch_is_kept(images: Images, before: float, is_better: bool) -> None:
     model, old = _net(), {"linear.bias": torch.ones(5)}
