@@ -23,7 +23,10 @@ class Progress:
     best: dict[str, Tensor]
 
 
-def save_progress(work: Path | None, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+def save_progress(
+    work: Path | None, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, scaler: Any = None
+) -> None:
+    """scaler: torch's GradScaler where losses are scaled, as for float16."""
     if work is None:
         return
     lines = [[line[key] for key in _COLUMNS] for line in progress.history]
@@ -34,11 +37,15 @@ def save_progress(work: Path | None, model: nn.Module, optimizer: torch.optim.Op
         for name, value in entries.items():
             if value is not None:
                 tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value).detach().cpu()
+    if scaler is not None:
+        tensors |= {f"scaler.{name}": torch.tensor(value) for name, value in scaler.state_dict().items()}
     save_tensors(work / _FILE, tensors)
 
 
-def read_progress(work: Path | None, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress | None:
-    """Put model and optimizer back to where the last finished epoch left them; None where there is none."""
+def read_progress(
+    work: Path | None, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any = None
+) -> Progress | None:
+    """Put model, optimizer and scaler back to where the last finished epoch left them; None where there is none."""
     from safetensors.torch import load_file
 
     if work is None or not (work / _FILE).is_file():
@@ -50,6 +57,8 @@ def read_progress(work: Path | None, model: nn.Module, optimizer: torch.optim.Op
         index, _, key = name.partition(".")
         state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    if scaler is not None:
+        scaler.load_state_dict({name: tensor.item() for name, tensor in _below("scaler.", tensors).items()})
     history = [dict(zip(_COLUMNS, line, strict=True)) for line in tensors["history"].tolist()]
     return Progress(history, _below("best.", tensors))
 

@@ -56,7 +56,7 @@ def finetune(
     optimizer = _optimizer(model, recipe)
     ready: Any
     ready, stepper = accelerator.prepare(model, optimizer)  # which scales losses where float16 needs it
-    progress = read_progress(work, model, optimizer) or Progress([], {})
+    progress = read_progress(work, model, optimizer, accelerator.scaler) or Progress([], {})
     steps = len(parts(len(train), recipe.batch_size))
     with bar("fine-tuning", recipe.finetune * steps) as advance:
         for _ in range(len(progress.history) * steps):
@@ -72,7 +72,7 @@ def finetune(
                 hold(model, masks)
                 advance()
             progress = _after_epoch(progress, model, held, epoch, loss / steps)
-            save_progress(work, model, optimizer, progress)
+            save_progress(work, model, optimizer, progress, accelerator.scaler)
     accelerator.unwrap_model(ready, keep_fp32_wrapper=False)  # what runs the model after this computes as before
     model.load_state_dict(progress.best)
     model.to("cpu").eval()

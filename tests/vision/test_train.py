@@ -67,19 +67,23 @@ def test_a_killed_run_goes_on_to_the_same_weights(
     )
 
 
-def test_a_scaled_loss_trains_as_a_plain_one(images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What float16 needs on a GPU, with a scale that loses no bit."""
+def test_a_scaled_loss_trains_as_a_plain_one(images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What float16 needs on a GPU, with a scale that loses no bit; a second run begins with the scale of the first."""
     import accelerate
 
     class Scaling(accelerate.Accelerator):
         def __init__(self, *given: Any, **named: Any) -> None:
             super().__init__(*given, **named)
-            self.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+            self.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=4)
+            scalers.append(self.scaler)
 
+    scalers: list[torch.amp.GradScaler] = []
     plain, scaled = _net(), _net()
     train.finetune(plain, images, STEPS, _recipe(), {}, CPU, None)
     monkeypatch.setattr(accelerate, "Accelerator", Scaling)
-    train.finetune(scaled, images, STEPS, _recipe(), {}, CPU, None)
+    train.finetune(scaled, images, STEPS, _recipe(), {}, CPU, tmp_path)
+    train.finetune(_net(), images, STEPS, _recipe(), {}, CPU, tmp_path)
+    assert scalers[0].state_dict() == scalers[1].state_dict() and scalers[0].get_scale() > 1024
     for one, other in zip(plain.state_dict().values(), scaled.state_dict().values(), strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
 
