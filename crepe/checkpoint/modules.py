@@ -32,7 +32,8 @@ class PackedLinear(nn.Module):
 
     @property
     def packed(self) -> dict[str, Tensor]:
-        return {suffix: getattr(self, "weight" + suffix) for suffix in self.suffixes}
+        """By suffix; detached, because a loader may have marked them for training."""
+        return {suffix: getattr(self, "weight" + suffix).detach() for suffix in self.suffixes}
 
     def unpacked(self) -> nn.Linear:
         """The plain layer with the same weight and bias."""
