@@ -60,6 +60,11 @@ class Layout(ABC):
     def parts(self) -> dict[str, Part]:
         """What it consists of, by suffix."""
 
+    @cached_property
+    def suffixes(self) -> tuple[str, ...]:
+        """Of the tensors that it consists of; every forward asks for them."""
+        return tuple(self.parts())
+
     @abstractmethod
     def check(self, tensors: Tensors) -> None:
         """Raises CrepeError where the tensors are no parameter in this layout."""

@@ -21,7 +21,6 @@ class PackedLinear(nn.Module):
     def __init__(self, layout: Layout, linear: nn.Linear) -> None:
         super().__init__()
         self.layout = layout
-        self.suffixes = tuple(layout.parts())
         self.in_features, self.out_features = linear.in_features, linear.out_features
         put(self, "weight", layout, linear.weight)
         self.bias = linear.bias
@@ -32,8 +31,7 @@ class PackedLinear(nn.Module):
 
     @property
     def packed(self) -> dict[str, Tensor]:
-        """By suffix; detached, because a loader may have marked them for training."""
-        return {suffix: getattr(self, "weight" + suffix).detach() for suffix in self.suffixes}
+        return parts_of(self, "weight", self.layout)
 
     def unpacked(self) -> nn.Linear:
         """The plain layer with the same weight and bias."""
@@ -61,8 +59,8 @@ def put(owner: nn.Module, attribute: str, layout: Layout, like: Tensor) -> None:
 
 
 def parts_of(owner: nn.Module, attribute: str, layout: Layout) -> dict[str, Tensor]:
-    """The tensors of a packed parameter, by suffix."""
-    return {suffix: getattr(owner, attribute + suffix).detach() for suffix in layout.parts()}
+    """The tensors of a packed parameter, by suffix; detached, because a loader may have marked them for training."""
+    return {suffix: getattr(owner, attribute + suffix).detach() for suffix in layout.suffixes}
 
 
 def runs_packed(owner: nn.Module, layout: Layout) -> bool:

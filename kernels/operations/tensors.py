@@ -38,8 +38,8 @@ def device_of(tensor: Tensor) -> AbstractContextManager[object]:
 class CustomOp:
     """An operation of crepe as torch knows it: `torch.ops.crepe.NAME`, whole in graphs and under torch.compile.
 
-    Registered without the checks of torch's own decorator, which at every call take longer than a small layer: the tests
-    make them by torch's `opcheck`. Like that decorator it keeps torch.compile out of what runs.
+    Registered without the checks of torch's own decorator, which at every call take longer than a small layer: the
+    tests make them by torch's `opcheck`. Like that decorator it keeps torch.compile out of what runs.
     """
 
     def __init__(self, name: str, run: Callable[..., Any]) -> None:
