@@ -21,6 +21,7 @@ IMAGE_FIELDS = (
     "optimizer",
     "learning_rate",
     "label_smoothing",
+    "distill",
     "onnx",
 )
 # Where a run puts its result and how it speaks; the result itself does not depend on these.
@@ -65,6 +66,7 @@ class Recipe:
     optimizer: str = "sgd"
     learning_rate: float = 0.01
     label_smoothing: float = 0.1
+    distill: float = 0.0
     onnx: bool = False
     resume: bool = False
     overwrite: bool = False
@@ -193,22 +195,15 @@ def _read(name: str) -> dict[str, Any]:
     return {str(key).replace("-", "_"): value for key, value in content.items()}
 
 
-# Sections of a recipe file: for which patterns each is put on top.
-_SECTIONS = {"n_of_m": "N:M patterns", "structured": "the patterns channel and head"}
-
-
 def _for_pattern(content: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """A recipe file's content with the section for the pattern of the run on top: repairs that only groups of
-    neighbours know and no allocation for N:M, repairs that keep their mask where whole units go."""
+    """A recipe file's content, with its section `structured` on top where whole units go: repairs that keep their
+    mask."""
     content = dict(content)
-    sections = {name: content.pop(name, {}) for name in _SECTIONS}
-    for name, section in sections.items():
-        if not isinstance(section, dict):
-            raise UsageError(f"{name} = {section!r}: expected a section of recipe keys for {_SECTIONS[name]}")
+    section = content.pop("structured", {})
+    if not isinstance(section, dict):
+        raise UsageError(f"structured = {section!r}: expected recipe keys for the patterns channel and head")
     pattern = str(given.get("pattern", content.get("pattern", Recipe.pattern)))
-    if pattern in ("channel", "head"):
-        return {**content, **sections["structured"]}
-    return {**content, **sections["n_of_m"]} if ":" in pattern and "+" not in pattern else content
+    return {**content, **section} if pattern in ("channel", "head") else content
 
 
 def _require_known(values: dict[str, Any], source: str | None) -> None:

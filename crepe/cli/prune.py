@@ -44,6 +44,7 @@ _NUMBERS = [
     ("--finetune", int, "EPOCHS", "image models: train what is left on the images of --calibration"),
     ("--learning-rate", float, "R", "of --finetune (default 0.01), falling along a cosine"),
     ("--label-smoothing", float, "S", "of --finetune (default 0.1)"),
+    ("--distill", float, "S", "of --finetune: the share of the loss that follows the dense network's outputs (0)"),
 ]
 _SWITCHES = [
     ("--onnx", "image models: also write model.onnx, checked against onnxruntime"),

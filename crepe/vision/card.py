@@ -83,8 +83,9 @@ def _recipe(manifest: dict[str, Any]) -> str:
         lines.append(f"Images: {calibration['images']} from `{calibration['source']}`.")
     if training:
         best = max(training, key=lambda line: line["accuracy"])
+        taught = ", on the labels and the dense network's outputs" if manifest["recipe"].get("distill") else ""
         lines.append(
-            f"Fine-tuned for {len(training)} epochs; the best, epoch {best['epoch']:.0f}, is right on "
+            f"Fine-tuned for {len(training)} epochs{taught}; the best, epoch {best['epoch']:.0f}, is right on "
             f"{best['accuracy']:.2%} of images held back from training."
         )
     return "\n".join(lines + [f"Note: {note}." for note in manifest["notes"]])

@@ -28,6 +28,7 @@ from crepe.vision.attention import cut_heads, head_masks, output_mask
 from crepe.vision.balance import worst_imbalance
 from crepe.vision.cost import macs, parameters
 from crepe.vision.cut import channel_masks, cut, hold
+from crepe.vision.distill import teacher_of
 from crepe.vision.evidence import Evidence
 from crepe.vision.fingerprint import image_fingerprint
 from crepe.vision.graph import Graph
@@ -220,6 +221,7 @@ class _Run:
         """Zero or remove what was selected, and train what is left."""
         dense = parameters(self.model), macs(self.model, self.example)
         reports, shapes = _reports(self.model, selection), _shapes(self.model)
+        teacher = teacher_of(self.model) if self.choices.recipe.distill else None
         self._turn(selection)
         self._repair_before(graph, selection)
         hold(self.model, selection.masks)
@@ -237,7 +239,7 @@ class _Run:
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name not in self.frozen)
         self._repair_after(masks)
-        training = self._train(masks, work)
+        training = self._train(masks, work, teacher)
         seconds, zeros = time.perf_counter() - started, sum(report.zeros for report in reports.values())
         left = macs(self.model, self.example)
         return ImageResult(
@@ -288,12 +290,13 @@ class _Run:
         if self.images is not None:
             yield from batches(chosen(self.images, recipe.samples, recipe.seed), self.preprocess, recipe.batch_size)
 
-    def _train(self, masks: dict[str, Tensor], work: Path | None) -> list[dict[str, float]]:
+    def _train(self, masks: dict[str, Tensor], work: Path | None, teacher: nn.Module | None) -> list[dict[str, float]]:
         if not self.choices.recipe.finetune or self.images is None:
             return []
         from crepe.vision.train import finetune
 
-        return finetune(self.model, self.images, self.preprocess, self.choices.recipe, masks, self.device, work)
+        recipe = self.choices.recipe
+        return finetune(self.model, self.images, self.preprocess, recipe, masks, self.device, work, teacher)
 
     def about(self, result: ImageResult, fingerprint: dict[str, Any]) -> dict[str, Any]:
         """What only the run knows of its result, for the manifest."""

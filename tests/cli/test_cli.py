@@ -145,6 +145,7 @@ def test_bad_input_is_one_line(
         ("sparsity: half", "sparsity = 'half': expected float"),
         ("samples: 1.5", "samples = 1.5: expected int"),
         ("- a", "expected a YAML mapping"),
+        ("structured: 5", "structured = 5: expected recipe keys"),
     ],
 )
 def test_bad_recipes(text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

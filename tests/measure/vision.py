@@ -64,8 +64,10 @@ def filters(given: argparse.Namespace) -> None:
     """Every way to choose filters, from the tuned network, at the same widths; then all are trained alike."""
     lines = Lines(given.folder, "filters")
     how = {**TUNING, "finetune": given.epochs, "learning_rate": given.learning_rate, "batch_size": given.batch_size}
+    how |= {"distill": given.distill} if given.distill else {}
     for case in ("reprune", "torch-pruning l2", "dense", "torch-pruning fpgm", "l2", "fpgm", "reprune repaired"):
-        if case in lines.found or (given.cases and case not in given.cases.split(",")):
+        name = f"{case} distilled" if given.distill else case
+        if name in lines.found or (given.cases and case not in given.cases.split(",")):
             continue
         model, preprocess = _open(given.folder / "base.safetensors")
         before = _macs(model, preprocess)
@@ -75,11 +77,11 @@ def filters(given: argparse.Namespace) -> None:
             method, *repair = case.split()
             _cut(model, preprocess, method, given.data if repair else None)
         raw = _accuracy(model, preprocess, given)
-        history = _train(model, preprocess, given, how, given.folder / f"{case.replace(' ', '-')}-work")
+        history = _train(model, preprocess, given, how, given.folder / f"{name.replace(' ', '-')}-work")
         share = _macs(model, preprocess) / before
-        _save(model, given.folder / f"{case.replace(' ', '-')}.safetensors")
+        _save(model, given.folder / f"{name.replace(' ', '-')}.safetensors")
         found = _accuracy(model, preprocess, given)
-        lines.add(case, macs=share, untrained=raw, accuracy=found, history=history, device=_device_name(given), **how)
+        lines.add(name, macs=share, untrained=raw, accuracy=found, history=history, device=_device_name(given), **how)
 
 
 def _device_name(given: argparse.Namespace) -> str:
@@ -336,7 +338,8 @@ def _train(model: Any, preprocess: Any, given: argparse.Namespace, how: dict[str
         work.mkdir(exist_ok=True)
     images = read_images(str(given.data / "cifar10-train.parquet"), "calibration")
     model.requires_grad_(True)
-    return finetune(model, images, preprocess, Recipe(model="x", **how), {}, parse_device(given.device), work)
+    dense = _open(given.folder / "base.safetensors")[0] if "distill" in how else None
+    return finetune(model, images, preprocess, Recipe(model="x", **how), {}, parse_device(given.device), work, dense)
 
 
 def _accuracy(model: Any, preprocess: Any, given: argparse.Namespace) -> float:
@@ -367,6 +370,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--learning-rate", type=float, default=TUNING["learning_rate"], help="of `filters`")
     parser.add_argument("--batch-size", type=int, default=TUNING["batch_size"], help="of `filters`")
+    parser.add_argument("--distill", type=float, default=0.0, help="of `filters`: the dense network in the loss")
     parser.add_argument("--device", default="cpu", help="of `base` and `filters`")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)

@@ -149,7 +149,7 @@ def test_taylor_repairs_and_training_see_the_images(place: dict[str, str], tmp_p
 def test_a_killed_run_is_resumed_to_the_same_bytes(
     place: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fields: dict[str, Any] = {"calibration": place["data"], "batch_size": 10, "finetune": 2}
+    fields: dict[str, Any] = {"calibration": place["data"], "batch_size": 10, "finetune": 2, "distill": 0.5}
     crepe.prune(place["net"], tmp_path / "whole", **fields)
 
     def killed(*arguments: Any) -> Any:
