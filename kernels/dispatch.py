@@ -45,7 +45,7 @@ class Operation:
         It depends on places, kinds and sizes alone, so it is remembered by them: asking anew takes as long as a small
         layer. Arguments that are no tensors are numbers or lists of them.
         """
-        signature = (interpreting(), *map(_kind_of, args))
+        signature = (interpreting(), *[_kind_of(argument) for argument in args])
         found = self.chosen.get(signature)
         if found is None:
             if len(self.chosen) >= _MOST_REMEMBERED:

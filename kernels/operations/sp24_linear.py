@@ -77,7 +77,7 @@ def _unpack_obstacle(x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | Non
 
 
 def _unpack(x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.nn.functional.linear(x, UNPACK.run(values, meta), bias)
+    return torch.nn.functional.linear(x, UNPACK.backends[0].run(values, meta), bias)
 
 
 OPERATION = OPERATIONS.add(

@@ -11,6 +11,7 @@ from torch import Tensor, library
 
 from crepe.kernels.dispatch import interpreting, triton_obstacle
 
+_PLAIN = (Tensor, torch.nn.Parameter)
 DTYPES = (torch.bfloat16, torch.float16)
 
 
@@ -22,7 +23,7 @@ def aligned(tensor: Tensor) -> Tensor:
 
 def as_rows(x: Tensor) -> Tensor:
     """(..., inputs) -> (tokens, inputs), aligned."""
-    return aligned(x.reshape(-1, x.shape[-1]))
+    return aligned(x if x.dim() == 2 else x.reshape(-1, x.shape[-1]))
 
 
 def tokens_of(x: Tensor) -> int:
@@ -30,9 +31,14 @@ def tokens_of(x: Tensor) -> int:
     return x.numel() // max(x.shape[-1], 1)
 
 
+_HERE = nullcontext()
+
+
 def device_of(tensor: Tensor) -> AbstractContextManager[object]:
     """Launches go to the current GPU, which need not be the tensor's."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+    if not tensor.is_cuda or tensor.device.index == torch.cuda.current_device():
+        return _HERE
+    return torch.cuda.device(tensor.device)
 
 
 class CustomOp:
@@ -46,12 +52,16 @@ class CustomOp:
         self.name = f"crepe::{name}"
         schema = library.infer_schema(run, mutates_args=())
         library.define(self.name, schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides))
+        self.run = run
         library.impl(self.name, "CompositeExplicitAutograd", torch.compiler.disable(run))
         library.register_autograd(self.name, self._backward)
         self.overload = getattr(torch.ops.crepe, name).default
 
-    def __call__(self, *args: Any, **named: Any) -> Any:
-        return self.overload(*args, **named)
+    def __call__(self, *args: Any) -> Any:
+        """At once where nothing watches: torch's own way to what runs takes longer than a small layer."""
+        if torch.compiler.is_compiling() or not all(map(_is_plain, args)):
+            return self.overload(*args)
+        return self.run(*args)
 
     def _backward(self, *given: Any) -> None:
         raise NotImplementedError(f"{self.name} has no backward: make the model dense (`dequantize()`) to train it")
@@ -60,6 +70,13 @@ class CustomOp:
         """`fake` says shapes and dtypes of the results where no values exist."""
         library.register_fake(self.name, fake)
         return fake
+
+
+def _is_plain(argument: Any) -> bool:
+    """Whether an argument needs nothing of torch but its values: no gradient, no tracing by a subclass."""
+    if not isinstance(argument, Tensor):
+        return True
+    return type(argument) in _PLAIN and not (argument.requires_grad and torch.is_grad_enabled())
 
 
 def custom_op(name: str) -> Callable[[Callable[..., Any]], CustomOp]:
@@ -75,7 +92,7 @@ def launched(
     with device_of(x):
         own_bias = None if bias is None else bias.contiguous()
         out = launch(as_rows(x), aligned(values), aligned(positions), *rest, own_bias)
-    return out.reshape(*x.shape[:-1], len(values))
+    return out if x.dim() == 2 else out.view(*x.shape[:-1], values.shape[0])
 
 
 def kernel_obstacle(values: Tensor, *others: Tensor | None) -> str | None:

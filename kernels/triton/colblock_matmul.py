@@ -7,16 +7,18 @@ long as the tile of tokens.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from crepe.kernels.triton.configs import HOPPER, Config, Device, device_of, find
+from crepe.kernels.triton.configs import HOPPER, MOST_PLANNED, Config, Device, device_of, find
 from crepe.kernels.triton.groups import read
-from crepe.kernels.triton.launch import linear
+from crepe.kernels.triton.launch import cdiv, linear
 from crepe.kernels.triton.tiles import multiplied, store
 from crepe.kernels.triton.transpose import exchanged
 
@@ -73,9 +75,10 @@ def matmul_kernel(
     store(out, total, bias, row, token, tokens, OUTPUTS, HAS_BIAS)
 
 
+@lru_cache(MOST_PLANNED)
 def plan(
     shape: tuple[int, int, int], kept: int, rows: int, columns: int, exchanging: bool = False, device: Device = HOPPER
-) -> tuple[dict[str, Any], Config]:
+) -> tuple[Mapping[str, Any], Config]:
     """The kernel's constants and launch for (tokens, outputs, inputs) and `kept` inputs of every tile."""
     tokens, outputs, inputs = shape
     config = find("colblock_prefill" if exchanging else "colblock_matmul", device, tokens, outputs)
@@ -99,11 +102,21 @@ def matmul(
     exchanging: bool = False,
 ) -> Tensor:
     """x: (tokens, inputs) -> (tokens, outputs). All contiguous and aligned to 16 bytes. exchanging: its axes first."""
-    shape = (len(x), len(values), x.shape[1])
+    shape = (x.shape[0], values.shape[0], x.shape[1])
     constants, config = plan(shape, values.shape[1], rows, columns, exchanging, device_of(x.device))
-    grid = (triton.cdiv(shape[0], constants["BM"]), triton.cdiv(shape[1], constants["BN"]))
-    constants["INTERPRETED"] = interpreted
+    grid = (cdiv(shape[0], constants["BM"]), cdiv(shape[1], constants["BN"]))
     out = x.new_empty(shape[:2])
     if exchanging:
         x = exchanged(x, constants["BM"])
-    return linear(matmul_kernel, grid, out, (x, values, blocks), bias, config, shape[0], x.shape[1], **constants)
+    return linear(
+        matmul_kernel,
+        grid,
+        out,
+        (x, values, blocks),
+        bias,
+        config,
+        shape[0],
+        x.shape[1],
+        **constants,
+        INTERPRETED=interpreted,
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -9,9 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from crepe.kernels.triton.configs import HOPPER, Config, Device, device_of, find, power_of_two
+from crepe.kernels.triton.configs import HOPPER, MOST_PLANNED, Config, Device, device_of, find, power_of_two
 from crepe.kernels.triton.groups import lower_float, read, upper_float
-from crepe.kernels.triton.launch import linear
+from crepe.kernels.triton.launch import cdiv, linear
 
 # Inputs of one 16-byte load; a block is one or several.
 PIECE = 8
@@ -72,9 +74,10 @@ def matvec_kernel(
             tl.store(out + token * OUTPUTS + at, total, at < OUTPUTS)
 
 
+@lru_cache(MOST_PLANNED)
 def plan(
     shape: tuple[int, int, int], kept: int, rows: int, columns: int, dtype: torch.dtype, device: Device = HOPPER
-) -> tuple[dict[str, Any], Config]:
+) -> tuple[Mapping[str, Any], Config]:
     """The kernel's constants and launch for (tokens, outputs, inputs) and `kept` inputs of every tile."""
     tokens, outputs, inputs = shape
     config = find("colblock_matvec", device, tokens, outputs)
@@ -85,8 +88,8 @@ def plan(
 
 def matvec(x: Tensor, values: Tensor, blocks: Tensor, rows: int, columns: int, bias: Tensor | None) -> Tensor:
     """x: (tokens, inputs) -> (tokens, outputs). All contiguous and aligned to 16 bytes."""
-    shape = (len(x), len(values), x.shape[1])
+    shape = (x.shape[0], values.shape[0], x.shape[1])
     constants, config = plan(shape, values.shape[1], rows, columns, x.dtype, device_of(x.device))
-    grid = (triton.cdiv(shape[1], constants["ROWS"]),)
+    grid = (cdiv(shape[1], constants["ROWS"]),)
     operands = (x.view(torch.int32), values.view(torch.int32), blocks)
     return linear(matvec_kernel, grid, x.new_empty(shape[:2]), operands, bias, config, **constants)

@@ -14,6 +14,8 @@ from functools import cache
 import torch
 
 _ANY = 1 << 31
+# Sizes for which a kernel remembers its constants: working them out takes as long as launching it.
+MOST_PLANNED = 4096
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,11 @@ from torch import Tensor
 from crepe.kernels.triton.configs import Config
 
 
+def cdiv(size: int, part: int) -> int:
+    """How many parts cover `size`. Triton's own is made for kernels too and takes longer than an allocation."""
+    return -(-size // part)
+
+
 def tile_of(inputs: int, most: int, least: int = 16) -> int:
     """The power of two that covers `inputs`, between `least` and `most`."""
     return min(most, max(least, 1 << (inputs - 1).bit_length()))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -9,9 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from crepe.kernels.triton.configs import HOPPER, Config, Device, device_of, find, power_of_two
+from crepe.kernels.triton.configs import HOPPER, MOST_PLANNED, Config, Device, device_of, find, power_of_two
 from crepe.kernels.triton.groups import lower_float, pick, read, upper_float
-from crepe.kernels.triton.launch import linear
+from crepe.kernels.triton.launch import cdiv, linear
 
 
 @triton.jit
@@ -71,7 +73,8 @@ def matvec_kernel(
             tl.store(out + token * OUTPUTS + at, total, at < OUTPUTS)
 
 
-def plan(shape: tuple[int, int, int], dtype: torch.dtype, device: Device = HOPPER) -> tuple[dict[str, Any], Config]:
+@lru_cache(MOST_PLANNED)
+def plan(shape: tuple[int, int, int], dtype: torch.dtype, device: Device = HOPPER) -> tuple[Mapping[str, Any], Config]:
     """The kernel's constants and launch for (tokens, outputs, inputs)."""
     tokens, outputs, inputs = shape
     config = find("sp24_matvec", device, tokens, outputs)
@@ -82,9 +85,10 @@ def plan(shape: tuple[int, int, int], dtype: torch.dtype, device: Device = HOPPE
 
 def matvec(x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None, interpreted: bool) -> Tensor:
     """x: (tokens, inputs) -> (tokens, outputs). All contiguous and aligned to 16 bytes."""
-    shape = (len(x), len(values), x.shape[1])
+    shape = (x.shape[0], values.shape[0], x.shape[1])
     constants, config = plan(shape, x.dtype, device_of(x.device))
-    grid = (triton.cdiv(shape[1], constants["ROWS"]),)
+    grid = (cdiv(shape[1], constants["ROWS"]),)
     operands = (x.view(torch.int64), values.view(torch.int32), meta)
-    constants["INTERPRETED"] = interpreted
-    return linear(matvec_kernel, grid, x.new_empty(shape[:2]), operands, bias, config, **constants)
+    return linear(
+        matvec_kernel, grid, x.new_empty(shape[:2]), operands, bias, config, **constants, INTERPRETED=interpreted
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -10,9 +12,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from crepe.kernels.triton.configs import HOPPER, Config, Device, device_of, find
+from crepe.kernels.triton.configs import HOPPER, MOST_PLANNED, Config, Device, device_of, find
 from crepe.kernels.triton.groups import read
-from crepe.kernels.triton.launch import linear
+from crepe.kernels.triton.launch import cdiv, linear
 from crepe.kernels.triton.scores import split4
 from crepe.kernels.triton.sparse_tensor_core import nibbles, sparse_mma, transposed
 
@@ -264,7 +266,8 @@ def mma_kernel(
         _store(out, bias, total, first + 16 * (tile % ROWS), first_token, tokens, OUTPUTS, ROWS, HAS_BIAS)
 
 
-def plan(shape: tuple[int, int, int], dtype: torch.dtype, device: Device = HOPPER) -> tuple[dict[str, Any], Config]:
+@lru_cache(MOST_PLANNED)
+def plan(shape: tuple[int, int, int], dtype: torch.dtype, device: Device = HOPPER) -> tuple[Mapping[str, Any], Config]:
     """The kernel's constants and launch for (tokens, outputs, inputs)."""
     tokens, outputs, inputs = shape
     config = find("sp24_mma", device, tokens, outputs)
@@ -276,21 +279,21 @@ def plan(shape: tuple[int, int, int], dtype: torch.dtype, device: Device = HOPPE
 def arranged(x: Tensor, tiles: int, early: bool = False) -> Tensor:
     """x: (tokens, inputs) -> int32 for `mma_kernel`, tokens rounded up to a multiple of 8 `tiles`."""
     tokens, inputs = x.shape
-    blocks = triton.cdiv(inputs // 32, 16)
-    out = x.new_empty(triton.cdiv(tokens, 8 * tiles) * tiles * blocks * 2048, dtype=torch.int32)
+    blocks = cdiv(inputs // 32, 16)
+    out = x.new_empty(cdiv(tokens, 8 * tiles) * tiles * blocks * 2048, dtype=torch.int32)
     arrange_kernel[(len(out) // _SIZE,)](out, x.view(torch.int32), tokens, inputs, blocks, _SIZE, early, num_warps=4)
     return out
 
 
 def mma(x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None, interpreted: bool) -> Tensor:
     """x: (tokens, inputs) -> (tokens, outputs). All contiguous and aligned to 16 bytes."""
-    shape = (len(x), len(values), x.shape[1])
+    shape = (x.shape[0], values.shape[0], x.shape[1])
     constants, config = plan(shape, x.dtype, device_of(x.device))
     outputs, tokens = 16 * constants["ROWS"] * config.warps // constants["SPLIT"], 8 * constants["TOKENS"]
-    grid = (triton.cdiv(shape[1], outputs), triton.cdiv(shape[0], tokens))
+    grid = (cdiv(shape[1], outputs), cdiv(shape[0], tokens))
     early, activations = bool(constants["EARLY"]) and not interpreted, x.view(torch.int64)
     if constants["ARRANGED"]:
         activations = arranged(x, constants["TOKENS"], early)
     operands = (activations, values.view(torch.int32), meta)
-    constants |= {"INTERPRETED": interpreted} | ({"launch_pdl": True} if early else {})
-    return linear(mma_kernel, grid, x.new_empty(shape[:2]), operands, bias, config, shape[0], **constants)
+    given = {**constants, "INTERPRETED": interpreted} | ({"launch_pdl": True} if early else {})
+    return linear(mma_kernel, grid, x.new_empty(shape[:2]), operands, bias, config, shape[0], **given)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -9,8 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from crepe.kernels.triton.configs import HOPPER, Config, Device, device_of, find, power_of_two
+from crepe.kernels.triton.configs import HOPPER, MOST_PLANNED, Config, Device, device_of, find, power_of_two
 from crepe.kernels.triton.groups import expand, read
+from crepe.kernels.triton.launch import cdiv
 
 
 @triton.jit
@@ -30,7 +33,8 @@ def unpack_kernel(out, values, meta, INPUTS: tl.constexpr, WORDS: tl.constexpr, 
         tl.store(out + place, quad, inside)
 
 
-def plan(outputs: int, inputs: int, device: Device = HOPPER) -> tuple[dict[str, Any], Config]:
+@lru_cache(MOST_PLANNED)
+def plan(outputs: int, inputs: int, device: Device = HOPPER) -> tuple[Mapping[str, Any], Config]:
     """The kernel's constants and launch."""
     config = find("sp24_unpack", device, 1, outputs)
     return {"INPUTS": inputs, "WORDS": min(config.tiles["WORDS"], power_of_two(inputs // 32))}, config
@@ -39,10 +43,10 @@ def plan(outputs: int, inputs: int, device: Device = HOPPER) -> tuple[dict[str, 
 def unpack(values: Tensor, meta: Tensor, interpreted: bool) -> Tensor:
     """values: (outputs, inputs / 2), meta: (outputs, inputs / 32) -> (outputs, inputs) of the values' dtype. All
     contiguous and aligned to 16 bytes."""
-    outputs, inputs = len(values), 2 * values.shape[1]
+    outputs, inputs = values.shape[0], 2 * values.shape[1]
     constants, config = plan(outputs, inputs, device_of(values.device))
     out = values.new_empty(outputs, inputs)
-    unpack_kernel[(outputs, triton.cdiv(inputs // 32, constants["WORDS"]))](
+    unpack_kernel[(outputs, cdiv(inputs // 32, constants["WORDS"]))](
         out.view(torch.int64),
         values.view(torch.int32),
         meta,

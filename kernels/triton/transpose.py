@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from crepe.kernels.triton.launch import cdiv
+
 TILE = 64
 
 
@@ -28,8 +30,8 @@ def transpose_kernel(out, x, tokens, across, INPUTS: tl.constexpr, TILE: tl.cons
 def exchanged(x: Tensor, multiple: int) -> Tensor:
     """x: (tokens, inputs) -> (inputs, tokens rounded up to `multiple`); the rest is whatever the memory held."""
     tokens, inputs = x.shape
-    across = triton.cdiv(tokens, multiple) * multiple
+    across = cdiv(tokens, multiple) * multiple
     out = torch.empty(inputs, across, dtype=x.dtype, device=x.device)
-    grid = (triton.cdiv(tokens, TILE), triton.cdiv(inputs, TILE))
+    grid = (cdiv(tokens, TILE), cdiv(inputs, TILE))
     transpose_kernel[grid](out, x, tokens, across, inputs, TILE, num_warps=4)
     return out

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import library
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from crepe.errors import CrepeError
 from crepe.kernels.operations.sp24_linear import OPERATION, sp24_linear
@@ -56,7 +57,8 @@ def test_a_compiled_layer_is_one_graph() -> None:
         assert torch.equal(layer(x), sp24.linear(x, values, meta, None) + 1)
 
 
-def test_torch_does_not_compile_what_is_inside() -> None:
+@pytest.mark.parametrize("operation", [sp24_linear, torch.ops.crepe.sp24_linear.default])
+def test_torch_does_not_compile_what_is_inside(operation: Any) -> None:
     """Also where it is called by its name in a frame that could not be compiled whole."""
     values, meta = sp24_weight(3, 64, torch.float32)
     seen: list[str] = []
@@ -68,12 +70,27 @@ def test_torch_does_not_compile_what_is_inside() -> None:
     def twice(x: torch.Tensor) -> torch.Tensor:
         for _ in range(2):
             torch._dynamo.graph_break()
-            found = torch.ops.crepe.sp24_linear.default(x, values, meta)
+            found = operation(x, values, meta)
         return found + 1
 
     x = weight_of(2, 64, torch.float32)
     assert torch.equal(torch.compile(twice, backend=backend)(x), sp24.linear(x, values, meta, None) + 1)
     assert not any("rshift" in target or "scatter" in target for target in seen)
+
+
+def test_a_plain_call_does_not_wait_for_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's way to the operation is for gradients, graphs and tensors that only know their shapes."""
+    values, meta = sp24_weight(3, 128, torch.float32)
+    x, bias = weight_of(2, 128, torch.float32), torch.nn.Parameter(torch.ones(3))
+    expected = torch.ops.crepe.sp24_linear(x, values, meta, bias)
+    asked: list[Any] = []
+    monkeypatch.setattr(sp24_linear, "overload", lambda *args: asked.append(args) or args[0])
+    with torch.no_grad():
+        assert torch.equal(sp24_linear(x, values, meta, bias), expected) and not asked
+    sp24_linear(x, values, meta, bias)  # the bias may be trained here
+    with FakeTensorMode() as mode:
+        sp24_linear(*map(mode.from_tensor, (x, values, meta)))
+    assert len(asked) == 2
 
 
 def test_training_through_a_packed_layer_is_refused_in_the_backward_pass() -> None:

@@ -30,6 +30,8 @@ import torch
 import crepe
 
 MACS = 0.4
+CASES = ("reprune", "torch-pruning l2", "dense", "torch-pruning fpgm", "l2", "fpgm", "reprune repaired")
+CASES += ("reprune aligned",)  # the widths of the second and third stage at 16, the first makes up the rest
 TUNING = {"finetune": 2, "learning_rate": 0.02, "batch_size": 64}
 
 
@@ -65,7 +67,7 @@ def filters(given: argparse.Namespace) -> None:
     lines = Lines(given.folder, "filters")
     how = {**TUNING, "finetune": given.epochs, "learning_rate": given.learning_rate, "batch_size": given.batch_size}
     how |= {"distill": given.distill} if given.distill else {}
-    for case in ("reprune", "torch-pruning l2", "dense", "torch-pruning fpgm", "l2", "fpgm", "reprune repaired"):
+    for case in CASES:
         name = f"{case} distilled" if given.distill else case
         if name in lines.found or (given.cases and case not in given.cases.split(",")):
             continue
@@ -73,6 +75,8 @@ def filters(given: argparse.Namespace) -> None:
         before = _macs(model, preprocess)
         if case.startswith("torch-pruning"):
             _cut_by_torch_pruning(model, preprocess, case.split()[1])
+        elif case == "reprune aligned":
+            _cut_aligned(model, preprocess)
         elif case != "dense":
             method, *repair = case.split()
             _cut(model, preprocess, method, given.data if repair else None)
@@ -105,6 +109,17 @@ def _cut(model: Any, preprocess: Any, method: str, data: Path | None = None) -> 
         repaired = {"refine": "compensate,bn", "calibration": str(data / "cifar10-train.parquet"), "samples": 512}
         repaired["preprocess"] = preprocess
     return crepe.prune(model, example=example_input(preprocess), method=method, macs=MACS, **repaired).layers
+
+
+def _cut_aligned(model: Any, preprocess: Any) -> None:
+    """To the same share of the multiply-accumulates in two cuts: wide layers at multiples of 16, which processors with
+    registers of 16 numbers run fastest (`widths.py`), then the layers that are no wider than that."""
+    from crepe.vision.preprocess import example_input
+
+    example, before = example_input(preprocess), _macs(model, preprocess)
+    crepe.prune(model, example=example, method="reprune", macs=0.6, round_to=16)
+    left = MACS * before / _macs(model, preprocess)
+    crepe.prune(model, example=example, method="reprune", macs=left, exclude="layer2.*,layer3.*")
 
 
 def _cut_by_torch_pruning(model: Any, preprocess: Any, name: str) -> None:
