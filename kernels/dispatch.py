@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -45,7 +47,7 @@ class Operation:
         It depends on places, kinds and sizes alone, so it is remembered by them: asking anew takes as long as a small
         layer. Arguments that are no tensors are numbers or lists of them.
         """
-        signature = (interpreting(), *[_kind_of(argument) for argument in args])
+        signature = tuple([_kind_of(argument) for argument in args])
         found = self.chosen.get(signature)
         if found is None:
             if len(self.chosen) >= _MOST_REMEMBERED:
@@ -111,9 +113,8 @@ def triton_obstacle(tensor: Tensor) -> str | None:
     return None
 
 
+@cache
 def interpreting() -> bool:
-    """Whether Triton runs kernels in its interpreter, on the CPU. Triton itself reads the variable when a kernel is
-    defined."""
-    import os
-
+    """Whether Triton runs kernels in its interpreter, on the CPU. Asked once, because Triton itself reads the variable
+    when a kernel is defined."""
     return os.environ.get("TRITON_INTERPRET") == "1"
