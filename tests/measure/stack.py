@@ -55,6 +55,11 @@ GROUPED = ("permute", "fold")
 FLOAT = {"sparsegpt in float32": {"refine": "sparsegpt", "dtype": "float32"}}  # as the peer runs
 COMPARED = ("50%", "60%", "2:4")  # where an aim names the peer
 RECIPES = ("fast", "balanced", "best")
+# What the recipes were until 2026-11-26; N:M had `fold` before them.
+FORMER: dict[str, dict[str, Any]] = {
+    "former balanced": {"refine": "admm,refit", "refit_steps": 24, "batch_size": 4},
+    "former best": {"refine": "admm,refit", "refit_steps": 96, "batch_size": 4, "samples": 128},
+}
 PEERS = {"float32": "llm-compressor sparsegpt", "bfloat16": "llm-compressor sparsegpt in bfloat16"}
 
 
@@ -69,6 +74,8 @@ def cases() -> dict[str, dict[str, Any]]:
             table |= {name: {"refine": name, "pipeline": "one-pass"} for name in GROUPED}
         else:
             table |= {f"allocation {name}": {"allocation": name} for name in ALLOCATIONS}
+        folded = {"refine": "fold,admm,refit"} if grouped else {}
+        table |= {name: {**fields, **folded} for name, fields in FORMER.items()}
         table |= {f"recipe {name}": {"recipe": name} for name in RECIPES}
         found |= {f"{label}/{name}": {**pattern, **fields} for name, fields in table.items()}
     return found
@@ -99,7 +106,7 @@ def one(given: argparse.Namespace) -> dict[str, Any]:
     model, tokenizer = crepe.load(given.model, dtype=fields.pop("dtype", "bfloat16"), device=given.device)
     line: dict[str, Any] = {"case": _seeded(given.one, given)}
     if fields:
-        samples = build({"model": "x", **{k: v for k, v in fields.items() if k == "recipe"}}).samples
+        samples = build({"model": "x", **{k: v for k, v in fields.items() if k in ("recipe", "samples")}}).samples
         rows = packed_rows(tokenizer, read_corpus(given.calibration), samples, SEQLEN, given.seed)
         start = time.process_time()
         result = crepe.prune(model, rows=rows, **_with_file(fields, given.folder))
