@@ -23,7 +23,7 @@ from crepe.vision.nets.cifar_resnet import CifarResNet
 from crepe.vision.onnx import write
 
 # Channels inside the blocks of the three stages; first what REPrune at 40 % of the multiply-accumulates leaves.
-WIDTHS = [(7, 13, 26), (8, 16, 32), (7, 16, 16), (8, 16, 16), (16, 16, 16), (4, 16, 32), (8, 8, 16)]
+WIDTHS = [(6, 13, 26), (6, 16, 24), (8, 16, 32), (7, 16, 16), (8, 16, 16), (16, 16, 16), (4, 16, 32), (8, 8, 16)]
 
 
 def narrowed(widths: tuple[int, ...]) -> Any:
