@@ -61,7 +61,7 @@ def put(owner: nn.Module, attribute: str, layout: Layout, like: Tensor) -> None:
 def parts_of(owner: nn.Module, attribute: str, layout: Layout) -> dict[str, Tensor]:
     """The tensors of a packed parameter, by suffix; a loader may have marked them for training, which they are not."""
     found = {suffix: getattr(owner, attribute + suffix) for suffix in layout.suffixes}
-    return {suffix: part.detach() if part.requires_grad else part for suffix, part in found.items()}
+    return {suffix: part.detach() if part.requires_grad is True else part for suffix, part in found.items()}
 
 
 def runs_packed(owner: nn.Module, layout: Layout) -> bool:

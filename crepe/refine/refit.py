@@ -68,7 +68,7 @@ def _descend(block: BlockFit, batches: list[int]) -> Iterator[Mapping[str, Tenso
     """The parameters after each part of the steps; they go on changing."""
     parameters = {name: value.clone().requires_grad_(True) for name, value in block.parameters.items()}
     groups = [{"params": [value], "lr": RATE * size(value)} for value in parameters.values()]
-    optimiser = torch.optim.Adam(groups, betas=_BETAS, fused=True)  # on a CPU seven times faster
+    optimiser = torch.optim.Adam(groups, betas=_BETAS, fused=True)  # several times faster on a CPU
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate(step, block.steps))
     every = max(block.steps // _LOOKS, 1)
     for step, batch in enumerate(_batches(batches, block.steps, block.seed), 1):

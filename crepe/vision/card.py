@@ -83,7 +83,8 @@ def _recipe(manifest: dict[str, Any]) -> str:
         lines.append(f"Images: {calibration['images']} from `{calibration['source']}`.")
     if training:
         best = max(training, key=lambda line: line["accuracy"])
-        taught = ", on the labels and the dense network's outputs" if manifest["recipe"].get("distill") else ""
+        share = manifest["recipe"].get("distill")
+        taught = f" (distill {share}: that share of the loss follows the dense network's outputs)" if share else ""
         lines.append(
             f"Fine-tuned for {len(training)} epochs{taught}; the best, epoch {best['epoch']:.0f}, is right on "
             f"{best['accuracy']:.2%} of images held back from training."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -25,6 +27,4 @@ def distilled(cross_entropy: Tensor, logits: Tensor, dense: Tensor, share: float
 
 def teacher_of(model: nn.Module) -> nn.Module:
     """A copy of the dense network that nothing trains."""
-    from copy import deepcopy
-
     return deepcopy(model).requires_grad_(False).eval()

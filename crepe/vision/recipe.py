@@ -121,7 +121,7 @@ def _require_training(recipe: Recipe) -> None:
         raise UsageError(f"learning_rate = {recipe.learning_rate}: it must be above 0, such as 0.01")
     if not 0 <= recipe.label_smoothing < 1:
         raise UsageError(f"label_smoothing = {recipe.label_smoothing}: give a share such as 0.1")
-    if not 0 <= recipe.distill <= 1:
+    if not 0 <= recipe.distill < 1:
         raise UsageError(f"distill = {recipe.distill}: give the dense network's share of the loss, such as 0.9")
     if recipe.distill and not recipe.finetune:
         raise UsageError(f"distill = {recipe.distill}: it is a way to train; give --finetune with the number of epochs")

@@ -15,7 +15,7 @@ from crepe.pipeline.progress import bar
 from crepe.recipe import Recipe
 from crepe.vision.augment import crop_and_flip
 from crepe.vision.cut import hold
-from crepe.vision.distill import distilled
+from crepe.vision.distill import distilled, teacher_of
 from crepe.vision.images import Images, Pixels, parts, readable
 from crepe.vision.load import logits_of
 from crepe.vision.preprocess import Preprocessor
@@ -41,7 +41,8 @@ def finetune(
     """Train `model` in place for `recipe.finetune` epochs; it ends with the weights of the best of them.
 
     masks: parameter name -> True = kept; what is masked is set back to zero after every step. work: folder for the
-    state of each epoch, None to keep none. dense: the network that `recipe.distill` learns from, where it is not 0.
+    state of each epoch, None to keep none. dense: the network that `recipe.distill` learns from, where it is not 0;
+        it stays as it is.
 
     Returns:
         Per epoch: epoch, loss on the training images, accuracy on images held back from them.
@@ -51,11 +52,15 @@ def finetune(
     """
     from accelerate import Accelerator
 
+    if recipe.distill and dense is None:
+        raise CrepeError(
+            f"distill = {recipe.distill}: there is no dense network to learn from; give it, or leave it out"
+        )
     accelerator = Accelerator(cpu=device.type == "cpu", device_placement=False)
     train, held = (readable(part, preprocess, device) for part in split(images, recipe.seed))
     whole: Any = model  # whose type knows no memory formats
     model = whole.to(device, memory_format=torch.channels_last)
-    teacher: Any = _teacher(accelerator, dense, device) if recipe.distill else None
+    teacher = _teacher(accelerator, dense, device) if recipe.distill and dense is not None else None
     optimizer = _optimizer(model, recipe)
     ready: Any
     ready, stepper = accelerator.prepare(model, optimizer)  # which scales losses where float16 needs it
@@ -72,7 +77,8 @@ def finetune(
             for step, (values, labels) in enumerate(shuffled):
                 rate = cosine(epoch * steps + step, recipe.finetune * steps, recipe.learning_rate)
                 found = _loss(ready, teacher, values, labels.to(device), recipe)
-                loss += _step(accelerator, stepper, rate, found)
+                loss += _finite(found)
+                _step(accelerator, stepper, rate, found)
                 hold(model, masks)
                 advance()
             progress = _after_epoch(progress, model, held, epoch, loss / steps)
@@ -122,35 +128,41 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=_MOMENTUM, nesterov=True)
 
 
-def _teacher(accelerator: Any, dense: nn.Module | None, device: torch.device) -> Any:
-    """The dense network, ready to run as the trained one does."""
-    if dense is None:
-        raise CrepeError("distill: there is no dense network to learn from; give one, or leave distill out")
-    placed: Any = dense
-    return accelerator.prepare_model(placed.to(device, memory_format=torch.channels_last).eval(), evaluation_mode=True)
+def _teacher(accelerator: Any, dense: nn.Module, device: torch.device) -> nn.Module:
+    """A copy of the dense network, ready to run as the trained one does."""
+    placed: Any = teacher_of(dense)
+    found: nn.Module = accelerator.prepare_model(
+        placed.to(device, memory_format=torch.channels_last), evaluation_mode=True
+    )
+    return found
 
 
 def _loss(model: nn.Module, teacher: nn.Module | None, values: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:
-    """Of one batch, a scalar. Raises CrepeError where it is not finite."""
+    """Of one batch, a scalar."""
     logits = logits_of(model(values))
     loss = nn.functional.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
     if teacher is not None:
         with torch.no_grad():
             wanted = logits_of(teacher(values))
         loss = distilled(loss, logits, wanted, recipe.distill)
-    if not math.isfinite(float(loss.detach())):
-        raise CrepeError(f"the loss of the fine-tuning is {float(loss.detach())}: lower --learning-rate")
     return loss
 
 
-def _step(accelerator: Any, optimizer: Any, rate: float, loss: Tensor) -> float:
-    """One step of the optimizer; returns the loss."""
+def _finite(loss: Tensor) -> float:
+    """The loss as a number, read before the step so that nothing waits for that. Raises CrepeError for NaN."""
+    found = float(loss.detach())
+    if not math.isfinite(found):
+        raise CrepeError(f"the loss of the fine-tuning is {found}: lower --learning-rate")
+    return found
+
+
+def _step(accelerator: Any, optimizer: Any, rate: float, loss: Tensor) -> None:
+    """One step of the optimizer."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.zero_grad(set_to_none=True)
     accelerator.backward(loss)
     optimizer.step()
-    return float(loss.detach())
 
 
 def _after_epoch(progress: Progress, model: nn.Module, held: Pixels, epoch: int, loss: float) -> Progress:

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from crepe.kernels.dispatch import OPERATIONS, Backend, Operation, always, interpreting
-from crepe.kernels.operations.sp24_unpack import OPERATION as UNPACK
-from crepe.kernels.operations.sp24_unpack import layout_obstacle
+from crepe.kernels.operations.sp24_unpack import by_triton, layout_obstacle, triton_obstacle
 from crepe.kernels.operations.tensors import custom_op, kernel_obstacle, launched, tokens_of
 from crepe.kernels.reference import sp24
 
@@ -73,11 +72,11 @@ def _matmul_suits(x: Tensor, *others: Tensor | None) -> bool:
 
 
 def _unpack_obstacle(x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None) -> str | None:
-    return UNPACK.backends[0].obstacle(values, meta)
+    return triton_obstacle(values, meta)
 
 
 def _unpack(x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.nn.functional.linear(x, UNPACK.backends[0].run(values, meta), bias)
+    return torch.nn.functional.linear(x, by_triton(values, meta), bias)
 
 
 OPERATION = OPERATIONS.add(

@@ -26,11 +26,11 @@ def layout_obstacle(values: Tensor, meta: Tensor) -> str | None:
     return None
 
 
-def _triton_obstacle(values: Tensor, meta: Tensor) -> str | None:
+def triton_obstacle(values: Tensor, meta: Tensor) -> str | None:
     return kernel_obstacle(values, meta) or layout_obstacle(values, meta)
 
 
-def _triton(values: Tensor, meta: Tensor) -> Tensor:
+def by_triton(values: Tensor, meta: Tensor) -> Tensor:
     from crepe.kernels.triton.sp24_unpack import unpack
 
     with device_of(values):
@@ -39,7 +39,7 @@ def _triton(values: Tensor, meta: Tensor) -> Tensor:
 
 OPERATION = OPERATIONS.add(
     "sp24_unpack",
-    Operation("sp24_unpack", (Backend("triton", _triton, _triton_obstacle), Backend("torch", sp24.unpack, always))),
+    Operation("sp24_unpack", (Backend("triton", by_triton, triton_obstacle), Backend("torch", sp24.unpack, always))),
 )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, library
 
 from crepe.kernels.dispatch import interpreting, triton_obstacle
 
+# Other kinds of tensors want to see the operation themselves.
 _PLAIN = (Tensor, torch.nn.Parameter)
 DTYPES = (torch.bfloat16, torch.float16)
 
@@ -35,14 +36,15 @@ _HERE = nullcontext()
 
 
 def device_of(tensor: Tensor) -> AbstractContextManager[object]:
-    """Launches go to the current GPU, which need not be the tensor's."""
+    """Launches go to the current GPU, which need not be the tensor's; where it is, changing it would only take time."""
     if not tensor.is_cuda or tensor.device.index == torch.cuda.current_device():
         return _HERE
     return torch.cuda.device(tensor.device)
 
 
 class CustomOp:
-    """An operation of crepe as torch knows it: `torch.ops.crepe.NAME`, whole in graphs and under torch.compile.
+    """An operation of crepe as torch knows it: `torch.ops.crepe.NAME`, whole in graphs and under torch.compile. Where
+    nothing of torch watches, a call runs at once and torch sees only what happens inside.
 
     Registered without the checks of torch's own decorator, which at every call take longer than a small layer: the
     tests make them by torch's `opcheck`. Like that decorator it keeps torch.compile out of what runs.
@@ -59,7 +61,7 @@ class CustomOp:
 
     def __call__(self, *args: Any) -> Any:
         """At once where nothing watches: torch's own way to what runs takes longer than a small layer."""
-        if torch.compiler.is_compiling() or not all(map(_is_plain, args)):
+        if _is_watched() or not all(map(_is_plain, args)):
             return self.overload(*args)
         return self.run(*args)
 
@@ -72,10 +74,20 @@ class CustomOp:
         return fake
 
 
+def _is_watched() -> bool:
+    """Whether torch compiles, traces, transforms or intercepts what is computed."""
+    return bool(
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._get_tracing_state()
+        or torch._C._functorch.peek_interpreter_stack()
+    )
+
+
 def _is_plain(argument: Any) -> bool:
-    """Whether an argument needs nothing of torch but its values: no gradient, no tracing by a subclass."""
+    """Whether an argument needs nothing of torch but its values: no gradient, no tracing by a subclass or a proxy."""
     if not isinstance(argument, Tensor):
-        return True
+        return not hasattr(argument, "__torch_function__")
     return type(argument) in _PLAIN and not (argument.requires_grad and torch.is_grad_enabled())
 
 

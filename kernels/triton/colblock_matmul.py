@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from crepe.kernels.triton.configs import HOPPER, MOST_PLANNED, Config, Device, device_of, find
+from crepe.kernels.triton.configs import HOPPER, Config, Device, device_of, find, planned
 from crepe.kernels.triton.groups import read
 from crepe.kernels.triton.launch import cdiv, linear
 from crepe.kernels.triton.tiles import multiplied, store
@@ -75,7 +74,7 @@ def matmul_kernel(
     store(out, total, bias, row, token, tokens, OUTPUTS, HAS_BIAS)
 
 
-@lru_cache(MOST_PLANNED)
+@planned
 def plan(
     shape: tuple[int, int, int], kept: int, rows: int, columns: int, exchanging: bool = False, device: Device = HOPPER
 ) -> tuple[Mapping[str, Any], Config]:

@@ -7,15 +7,17 @@ says so. A row for another device goes before them with that device's name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
+from types import MappingProxyType
+from typing import Any, ParamSpec
 
 import torch
 
 _ANY = 1 << 31
-# Sizes for which a kernel remembers its constants: working them out takes as long as launching it.
-MOST_PLANNED = 4096
+# Sizes for which a kernel remembers its constants.
+_MOST_PLANNED = 4096
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,30 @@ def find(kernel: str, device: Device, tokens: int, outputs: int) -> Config:
         and tokens <= row.tokens
         and outputs <= row.outputs
     )
+
+
+_P = ParamSpec("_P")
+_Plan = tuple[Mapping[str, Any], Config]
+_PLANS: list[Any] = []
+
+
+def planned(plan: Callable[_P, _Plan]) -> Callable[_P, _Plan]:
+    """Remembers what a kernel's `plan` found for its arguments, which takes longer than launching; nobody can change
+    it afterwards."""
+
+    @lru_cache(_MOST_PLANNED)
+    def found(*args: _P.args, **named: _P.kwargs) -> _Plan:
+        constants, config = plan(*args, **named)
+        return MappingProxyType(dict(constants)), config
+
+    _PLANS.append(found)
+    return found
+
+
+def forget() -> None:
+    """After a change of TABLES: what was planned by the old rows is planned anew."""
+    for plan in _PLANS:
+        plan.cache_clear()
 
 
 @cache

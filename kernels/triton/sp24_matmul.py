@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from crepe.kernels.triton.configs import HOPPER, MOST_PLANNED, Config, Device, device_of, find
+from crepe.kernels.triton.configs import HOPPER, Config, Device, device_of, find, planned
 from crepe.kernels.triton.groups import expand, read
 from crepe.kernels.triton.launch import cdiv, linear
 from crepe.kernels.triton.tiles import multiplied, store
@@ -67,7 +66,7 @@ def matmul_kernel(
     store(out, total, bias, row, token, tokens, OUTPUTS, HAS_BIAS)
 
 
-@lru_cache(MOST_PLANNED)
+@planned
 def plan(shape: tuple[int, int, int], dtype: torch.dtype, device: Device = HOPPER) -> tuple[Mapping[str, Any], Config]:
     """The kernel's constants and launch for (tokens, outputs, inputs)."""
     tokens, outputs, inputs = shape

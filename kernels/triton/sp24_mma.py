@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from crepe.kernels.triton.configs import HOPPER, MOST_PLANNED, Config, Device, device_of, find
+from crepe.kernels.triton.configs import HOPPER, Config, Device, device_of, find, planned
 from crepe.kernels.triton.groups import read
 from crepe.kernels.triton.launch import cdiv, linear
 from crepe.kernels.triton.scores import split4
@@ -266,7 +265,7 @@ def mma_kernel(
         _store(out, bias, total, first + 16 * (tile % ROWS), first_token, tokens, OUTPUTS, ROWS, HAS_BIAS)
 
 
-@lru_cache(MOST_PLANNED)
+@planned
 def plan(shape: tuple[int, int, int], dtype: torch.dtype, device: Device = HOPPER) -> tuple[Mapping[str, Any], Config]:
     """The kernel's constants and launch for (tokens, outputs, inputs)."""
     tokens, outputs, inputs = shape

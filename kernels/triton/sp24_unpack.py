@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from crepe.kernels.triton.configs import HOPPER, MOST_PLANNED, Config, Device, device_of, find, power_of_two
+from crepe.kernels.triton.configs import HOPPER, Config, Device, device_of, find, planned, power_of_two
 from crepe.kernels.triton.groups import expand, read
 from crepe.kernels.triton.launch import cdiv
 
@@ -33,7 +32,7 @@ def unpack_kernel(out, values, meta, INPUTS: tl.constexpr, WORDS: tl.constexpr, 
         tl.store(out + place, quad, inside)
 
 
-@lru_cache(MOST_PLANNED)
+@planned
 def plan(outputs: int, inputs: int, device: Device = HOPPER) -> tuple[Mapping[str, Any], Config]:
     """The kernel's constants and launch."""
     config = find("sp24_unpack", device, 1, outputs)

@@ -42,7 +42,7 @@ def _sp24_matvec(
     """The kernel within its budget of instructions for a group, its constants, and the groups of a lane in one step."""
     constants, config = sp24_matvec.plan(shape, dtype)
     types = {"out": "*bf16", "x": "*i64", "values": "*i32", "meta": "*i32", "bias": "*bf16"}
-    constants |= {"HAS_BIAS": False, "INTERPRETED": False}
+    constants = {**constants, "HAS_BIAS": False, "INTERPRETED": False}
     compiled = compile_kernel(sp24_matvec.matvec_kernel, types, constants, config)
     _stays_within(compiled, config)
     assert compiled.conversions() == 0
@@ -55,7 +55,7 @@ def _sp24_matmul(shape: tuple[int, int, int], budget: float) -> tuple[Compiled, 
     """The kernel within its budget of instructions for a group, and its constants."""
     constants, config = sp24_matmul.plan(shape, BF16)
     types = {"out": "*bf16", "x": "*bf16", "values": "*i32", "meta": "*i32", "bias": "*bf16", "tokens": "i32"}
-    constants |= {"HAS_BIAS": False, "INTERPRETED": False}
+    constants = {**constants, "HAS_BIAS": False, "INTERPRETED": False}
     compiled = compile_kernel(sp24_matmul.matmul_kernel, types, constants, config)
     _stays_within(compiled, config)
     assert compiled.conversions() == 0
@@ -190,7 +190,7 @@ def test_a_card_with_less_shared_memory_gets_smaller_tiles() -> None:
     constants, config = sp24_matmul.plan((96, 28672, 4096), BF16, Device("a small card", 99 << 10))
     assert config.shared <= 99 << 10
     types = {"out": "*bf16", "x": "*bf16", "values": "*i32", "meta": "*i32", "bias": "*bf16", "tokens": "i32"}
-    constants |= {"HAS_BIAS": True, "INTERPRETED": False}
+    constants = {**constants, "HAS_BIAS": True, "INTERPRETED": False}
     for architecture in (89, 90):
         _stays_within(compile_kernel(sp24_matmul.matmul_kernel, types, constants, config, architecture), config)
 
@@ -226,7 +226,7 @@ def test_colblock_matmul(shape: tuple[int, int, int], rows: int, columns: int, e
     constants, config = colblock_matmul.plan(shape, shape[2] // 2, rows, columns, exchanging)
     types = {"out": "*bf16", "x": "*bf16", "values": "*bf16", "blocks": "*i32", "bias": "*bf16"}
     types |= {"tokens": "i32", "across": "i32"}
-    constants |= {"HAS_BIAS": False, "INTERPRETED": False}
+    constants = {**constants, "HAS_BIAS": False, "INTERPRETED": False}
     compiled = compile_kernel(colblock_matmul.matmul_kernel, types, constants, config, even="across")
     _stays_within(compiled, config)
     loop, threads = compiled.loop(), LANES * config.warps

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
 import pytest
 import torch
-from torch import library
+from torch import Tensor, library
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.flop_counter import FlopCounterMode
 
+from crepe.checkpoint.layouts import TwoOfFour
+from crepe.checkpoint.modules import PackedLinear
 from crepe.errors import CrepeError
 from crepe.kernels.operations.sp24_linear import OPERATION, sp24_linear
 from crepe.kernels.operations.sp24_unpack import sp24_unpack
@@ -91,6 +96,37 @@ def test_a_plain_call_does_not_wait_for_torch(monkeypatch: pytest.MonkeyPatch) -
     with FakeTensorMode() as mode:
         sp24_linear(*map(mode.from_tensor, (x, values, meta)))
     assert len(asked) == 2
+
+
+def _watched(how: str, run: Callable[[Tensor], Tensor], x: Tensor) -> Any:
+    """`run` where something of torch looks on."""
+    if how == "torch.jit.trace":
+        return torch.jit.trace(run, x, check_trace=False)(x)  # type: ignore[no-untyped-call]
+    if how == "make_fx":
+        return make_fx(run)(x)(x)
+    if how == "vmap":
+        return torch.vmap(run)(x[None])[0]
+    if how == "a mode":
+        with FlopCounterMode(display=False):
+            return run(x)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        return run(x)
+
+
+@pytest.mark.parametrize("how", ["torch.jit.trace", "make_fx", "vmap", "a mode", "fake tensors"])
+@pytest.mark.filterwarnings("ignore")
+def test_who_watches_sees_the_operation(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    values, meta = sp24_weight(3, 64, torch.float32)
+    x = weight_of(2, 64, torch.float32)
+    monkeypatch.setattr(sp24_linear, "run", lambda *args: pytest.fail("it ran at once"))
+    with torch.no_grad():
+        assert _watched(how, lambda inputs: sp24_linear(inputs, values, meta), x).shape == (2, 3)
+
+
+def test_a_packed_layer_can_be_traced_symbolically() -> None:
+    layer = PackedLinear(TwoOfFour((3, 64)), torch.nn.Linear(64, 3))
+    nodes = torch.fx.symbolic_trace(layer).graph.nodes
+    assert torch.ops.crepe.sp24_linear.default in [node.target for node in nodes]
 
 
 def test_training_through_a_packed_layer_is_refused_in_the_backward_pass() -> None:

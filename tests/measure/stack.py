@@ -49,7 +49,7 @@ REFINED = ("dsnot", "swaps", "optimal", "cg", "sparsegpt", "admm")
 REFIT = {"refit 64 steps": {"refine": "refit", "refit_steps": 64}}
 WHOLE = {
     "refit": {"refine": "refit"},  # the default number of steps, half an hour and more on one core
-    "refit row by row": {"refine": "refit", "refit_steps": 192, "batch_size": 1},  # about as long as `balanced`
+    "refit row by row": {"refine": "refit", "refit_steps": 192, "batch_size": 1},
 }
 GROUPED = ("permute", "fold")
 FLOAT = {"sparsegpt in float32": {"refine": "sparsegpt", "dtype": "float32"}}  # as the peer runs

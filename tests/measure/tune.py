@@ -163,6 +163,7 @@ def trials() -> list[Trial]:
 def _use(trial: Trial) -> None:
     if trial.config:
         configs.TABLES[trial.kernel] = (Row(trial.config),)
+        configs.forget()
 
 
 def _compile(trial: Trial) -> str | None:

@@ -112,8 +112,8 @@ def _cut(model: Any, preprocess: Any, method: str, data: Path | None = None) -> 
 
 
 def _cut_aligned(model: Any, preprocess: Any) -> None:
-    """To the same share of the multiply-accumulates in two cuts: wide layers at multiples of 16, which processors with
-    registers of 16 numbers run fastest (`widths.py`), then the layers that are no wider than that."""
+    """To the same share of the multiply-accumulates in two cuts: wide layers at multiples of 16, which onnxruntime
+    runs faster (`widths.py`), then the layers that are no wider than that."""
     from crepe.vision.preprocess import example_input
 
     example, before = example_input(preprocess), _macs(model, preprocess)

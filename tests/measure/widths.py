@@ -1,4 +1,4 @@
-"""Where the time of a narrow network goes: ResNet-56 with other widths inside its blocks, dense beside cut, in turns.
+"""Where the time of a narrow network goes: ResNet-56 with other widths inside its blocks, all of them in turns, twice.
 
     python tests/measure/widths.py --folder DIR
 
@@ -8,9 +8,13 @@ The weights are random: a forward takes as long whatever they are. One thread; r
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +24,10 @@ from torch import nn
 from crepe.eval import latency
 from crepe.vision.cost import macs
 from crepe.vision.nets.cifar_resnet import CifarResNet
-from crepe.vision.onnx import write
+from crepe.vision.onnx import session, write
 
 # Channels inside the blocks of the three stages; first what REPrune at 40 % of the multiply-accumulates leaves.
-WIDTHS = [(6, 13, 26), (6, 16, 24), (8, 16, 32), (7, 16, 16), (8, 16, 16), (16, 16, 16), (4, 16, 32), (8, 8, 16)]
+WIDTHS = [(6, 13, 26), (7, 16, 16), (8, 16, 32), (8, 16, 16), (16, 16, 16), (8, 8, 16), (1, 1, 1)]
 
 
 def narrowed(widths: tuple[int, ...]) -> Any:
@@ -38,24 +42,41 @@ def narrowed(widths: tuple[int, ...]) -> Any:
     return model.eval()
 
 
+def runs(networks: dict[str, Any], example: torch.Tensor, batch: int, folder: Path) -> dict[Any, Callable[[], object]]:
+    """Every network in PyTorch, in both memory formats, and in onnxruntime."""
+    pixels = example[:1].expand(batch, -1, -1, -1).contiguous()
+    found: dict[Any, Callable[[], object]] = {}
+    for name, model in networks.items():
+        for layout in (torch.contiguous_format, torch.channels_last):
+            placed: Any = copy.deepcopy(model).to(memory_format=layout)
+            found[name, "PyTorch", layout] = partial(placed, pixels.to(memory_format=layout))
+        file = folder / f"{name}.onnx"
+        if not file.is_file():
+            write(model, example, file)
+        found[name, "onnxruntime", None] = partial(session(file).run, None, {"pixel_values": pixels.numpy()})
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--folder", type=Path, required=True)
     given = parser.parse_args()
     torch.manual_seed(0)
-    latency.BATCHES = (1, 64)
-    dense, example = CifarResNet(56).eval(), torch.randn(2, 3, 32, 32)
-    for widths in WIDTHS:
-        model = narrowed(widths)
-        with tempfile.TemporaryDirectory() as place:
-            write(model, example, Path(place) / "pruned.onnx")
-            found = latency.compare(model, dense, example, Path(place) / "pruned.onnx")
-        for line in found:
-            about = {"widths": widths, "macs": macs(model, example[:1]) / macs(dense, example[:1])}
-            line |= {**about, "faster": line["dense"] / line["pruned"], "date": time.strftime("%Y-%m-%d")}
-            with (given.folder / "widths.jsonl").open("a") as file:
-                file.write(json.dumps(line) + "\n")
-            print(widths, f"{about['macs']:.3f}", line["what"], line["batch"], f"{line['faster']:.2f}", flush=True)
+    example = torch.randn(2, 3, 32, 32)
+    networks = {"-".join(map(str, widths)): narrowed(widths) for widths in [(16, 32, 64), *WIDTHS]}
+    work = dict(zip(networks, (macs(model, example[:1]) for model in networks.values()), strict=True))
+    dense = next(iter(networks))
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        for again, batch in product((1, 2), (1, 64)):
+            latency._ROUNDS = 60 if batch == 1 else 12
+            taken = latency.milliseconds(runs(networks, example, batch, Path(folder)))
+            for name, what in product(networks, ("PyTorch", "onnxruntime")):
+                best = {n: min(t for (own, kind, _), t in taken.items() if (own, kind) == (n, what)) for n in networks}
+                line = {"widths": name, "macs": work[name] / work[dense], "what": what, "batch": batch, "run": again}
+                line |= {"milliseconds": best[name], "faster": best[dense] / best[name], "date": time.strftime("%F")}
+                with (given.folder / "widths.jsonl").open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+                print(name, what, batch, f"{line['milliseconds']:.2f} ms, {line['faster']:.2f} x", flush=True)
 
 
 if __name__ == "__main__":

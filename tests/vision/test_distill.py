@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 import crepe
@@ -48,7 +50,16 @@ def test_equal_outputs_leave_nothing_to_learn() -> None:
     assert float(loss.detach()) == pytest.approx(0.0, abs=1e-6) and float(logits.grad.abs().max()) < 1e-6
 
 
-def test_a_network_follows_the_dense_one_and_leaves_it_alone(tmp_path: Path) -> None:
+@pytest.fixture(params=["no", "bf16"])
+def precision(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """What accelerate computes in; it would remember that from one test to the next."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", request.param)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield request.param
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_a_network_follows_the_dense_one_and_leaves_it_alone(tmp_path: Path, precision: str) -> None:
     """The labels say nothing here: only the dense network knows which class an image has."""
     images = read_images(parquet(tmp_path / "a.parquet", 60))
     torch.manual_seed(0)
@@ -56,10 +67,13 @@ def test_a_network_follows_the_dense_one_and_leaves_it_alone(tmp_path: Path) -> 
     with torch.no_grad():
         dense.linear.weight *= 10
     before = {name: tensor.clone() for name, tensor in dense.state_dict().items()}
+    example = _random(2, 3, 32, 32)
+    expected = dense(example)
     fields: dict[str, Any] = {"batch_size": 8, "finetune": 8, "learning_rate": 0.05, "distill": 1.0}
     history = train.finetune(model, images, STEPS, Recipe("a", **fields), {}, CPU, None, dense)
     assert history[-1]["loss"] < 0.5 * history[0]["loss"]
     assert all(torch.equal(tensor, before[name]) for name, tensor in dense.state_dict().items())
+    assert torch.equal(dense(example), expected)
 
 
 def test_without_a_dense_network_there_is_an_error(tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def test_taylor_repairs_and_training_see_the_images(place: dict[str, str], tmp_p
     assert len(result.training) == 1
     manifest = json.loads((tmp_path / "a" / "crepe.json").read_text())
     assert manifest["calibration"] == {"source": "a.parquet", "images": 30} and len(manifest["training"]) == 1
-    assert "Fine-tuned for 1 epochs" in (tmp_path / "a" / "README.md").read_text()
+    assert "Fine-tuned for 1 epochs; the best" in (tmp_path / "a" / "README.md").read_text()
 
 
 def test_a_killed_run_is_resumed_to_the_same_bytes(
@@ -151,6 +151,7 @@ def test_a_killed_run_is_resumed_to_the_same_bytes(
 ) -> None:
     fields: dict[str, Any] = {"calibration": place["data"], "batch_size": 10, "finetune": 2, "distill": 0.5}
     crepe.prune(place["net"], tmp_path / "whole", **fields)
+    assert "Fine-tuned for 2 epochs (distill 0.5: that share" in (tmp_path / "whole" / "README.md").read_text()
 
     def killed(*arguments: Any) -> Any:
         raise KeyboardInterrupt

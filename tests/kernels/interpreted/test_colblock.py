@@ -8,7 +8,7 @@ import torch
 from crepe.errors import CrepeError
 from crepe.kernels.operations.colblock_linear import OPERATION
 from crepe.kernels.reference import colblock
-from crepe.kernels.triton import configs
+from crepe.kernels.triton import colblock_matmul, configs
 from crepe.kernels.triton.configs import Config, Row
 from crepe.masks import ColBlock
 from sparse_weights import assert_close, colblock_weight, exact, poisoned, weight_of
@@ -81,6 +81,8 @@ def test_an_input_that_no_block_keeps_may_be_infinite(backend: str) -> None:
 def test_every_tile_of_matmul(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(configs.TABLES, "colblock_matmul", (Row(row.config),))
     _check("matmul", 5, 72, 320, ColBlock(64, 8), torch.bfloat16)
+    constants, _ = colblock_matmul.plan((5, 72, 320), 160, 64, 8, False, configs.HOPPER)
+    assert constants["BK"] == row.config.tiles["BK"]
 
 
 def _check(backend: str, tokens: int, outputs: int, inputs: int, pattern: ColBlock, dtype: torch.dtype) -> None:
