@@ -20,6 +20,10 @@ from crepe.refine import Refinement
 
 # Products with the Gram matrix that a refinement of one matrix comes to, about.
 _SOLVES = 8
+# Time of a block to that of its products, about: attention, norms, casts, a small optimiser (SmolLM2 on a CPU).
+_BESIDES = 2.0
+# Sides of the product that the speed is measured on, at most.
+_LONGEST = 2048
 # transformers, torch and Python themselves, resident before any weight is read.
 _BASE_BYTES = 600 << 20
 
@@ -165,10 +169,10 @@ def _grams(choices: Choices) -> bool:
 def _seconds(model: Any, plan: Plan, choices: Choices, tokens: int) -> float:
     """Forwards, Gram matrices, solvers and steps of a fit, each by its operations."""
     recipe, pruned = choices.recipe, sum(out * inputs for out, inputs in plan.shapes.values())
-    speed, exact = _matmul_speed(model.dtype, recipe), _matmul_speed(torch.float32, recipe)
+    speed, exact = (_matmul_speed(dtype, plan, recipe) for dtype in (model.dtype, torch.float32))
     passes = 1 + plan.sequential + choices.fits_blocks + (choices.allocation.measure is not None)
     steps = recipe.refit_steps * min(recipe.batch_size, recipe.samples) * recipe.seqlen if choices.fits_blocks else 0
-    seconds = (2.0 * tokens * passes + 6.0 * steps) * pruned / speed + pruned * 4e-8
+    seconds = _BESIDES * (2.0 * tokens * passes + 6.0 * steps) * pruned / speed + pruned * 4e-8
     if _grams(choices):
         squares = sum({(v.owner, v.shape[1]): v.shape[1] ** 2.0 for f in plan.inventories for v in f.views}.values())
         solved = sum(isinstance(found, Refinement) for found in choices.refinements.values())
@@ -177,15 +181,18 @@ def _seconds(model: Any, plan: Plan, choices: Choices, tokens: int) -> float:
     return seconds
 
 
-def _matmul_speed(dtype: torch.dtype, recipe: Recipe) -> float:
-    """Multiply-add operations per second times two, of a product the size of a small layer."""
+def _matmul_speed(dtype: torch.dtype, plan: Plan, recipe: Recipe) -> float:
+    """Multiply-add operations per second times two, of a batch through the largest matrix, or through a part of it."""
     from crepe.models.load import parse_device
 
     device = parse_device(recipe.device)
-    left, right = torch.ones(2048, 1024, dtype=dtype, device=device), torch.ones(1024, 1024, dtype=dtype, device=device)
+    sizes = (recipe.batch_size * recipe.seqlen, *max(plan.shapes.values(), key=math.prod))
+    tokens, outputs, inputs = (min(size, _LONGEST) for size in sizes)
+    left = torch.ones(tokens, inputs, dtype=dtype, device=device)
+    right = torch.ones(inputs, outputs, dtype=dtype, device=device)
     (left @ right).sum().item()
     start = time.perf_counter()
     for _ in range(3):
         result = left @ right
     result.sum().item()
-    return 3 * 2 * 2048 * 1024 * 1024 / (time.perf_counter() - start)
+    return 3 * 2 * tokens * outputs * inputs / (time.perf_counter() - start)
