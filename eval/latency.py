@@ -21,7 +21,7 @@ from crepe.vision.onnx import session, write
 _ROUNDS = 15
 _WARM = 3
 BATCHES = (1, 32)
-_FORMATS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
+FORMATS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
 
 
 def compare(
@@ -47,18 +47,18 @@ def _in_pytorch(models: Mapping[str, nn.Module], pixels: Tensor) -> dict[str, An
     """The faster memory format of each model."""
     runs: dict[tuple[str, str], Callable[[], object]] = {}
     for name, model in models.items():
-        for layout, memory in _FORMATS.items():
-            runs[name, layout] = _forward(model, pixels.to(memory_format=memory), memory)
+        for layout, memory in FORMATS.items():
+            runs[name, layout] = forward_of(model, pixels.to(memory_format=memory), memory)
     with torch.inference_mode():
         taken = milliseconds(runs)
     found: dict[str, Any] = {"dense": None, "dense_format": None}
     for name in models:
-        layout = min(_FORMATS, key=lambda layout: taken[name, layout])
+        layout = min(FORMATS, key=lambda layout: taken[name, layout])
         found |= {name: taken[name, layout], f"{name}_format": layout}
     return found
 
 
-def _forward(model: nn.Module, pixels: Tensor, memory: torch.memory_format) -> Callable[[], object]:
+def forward_of(model: nn.Module, pixels: Tensor, memory: torch.memory_format) -> Callable[[], object]:
     import copy
 
     placed = copy.deepcopy(model).eval().to(memory_format=memory)  # type: ignore[call-overload]
@@ -74,18 +74,18 @@ def _in_onnx(path: Path, dense: nn.Module | None, pixels: Tensor) -> dict[str, A
             write(dense, pixels[:1].expand(2, -1, -1, -1).contiguous(), other)
             running["dense"] = session(other)
         values = {"pixel_values": pixels.numpy()}
-        taken = milliseconds({name: _onnx_run(found, values) for name, found in running.items()})
+        taken = milliseconds({name: onnx_run(found, values) for name, found in running.items()})
     return {"dense": None, "dense_format": None, "pruned_format": None, **taken}
 
 
-def _onnx_run(running: Any, values: dict[str, Any]) -> Callable[[], object]:
+def onnx_run(running: Any, values: dict[str, Any]) -> Callable[[], object]:
     return lambda: running.run(None, values)
 
 
-def milliseconds(runs: Mapping[Any, Callable[[], object]]) -> dict[Any, float]:
-    """Median time of one call of each, taken in turns."""
+def milliseconds(runs: Mapping[Any, Callable[[], object]], rounds: int | None = None) -> dict[Any, float]:
+    """Median time of one call of each, taken in turns: `rounds` of them."""
     times: dict[Any, list[float]] = {key: [] for key in runs}
-    for turn in range(_WARM + _ROUNDS):
+    for turn in range(_WARM + (rounds or _ROUNDS)):
         for key, run in runs.items():
             start = time.perf_counter()
             run()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from crepe.kernels.dispatch import OPERATIONS, Backend, Operation, always, interpreting
-from crepe.kernels.operations.sp24_unpack import by_triton, layout_obstacle, triton_obstacle
+from crepe.kernels.operations.sp24_unpack import by_triton, layout_obstacle, unpack_obstacle
 from crepe.kernels.operations.tensors import custom_op, kernel_obstacle, launched, tokens_of
 from crepe.kernels.reference import sp24
 
@@ -72,7 +72,7 @@ def _matmul_suits(x: Tensor, *others: Tensor | None) -> bool:
 
 
 def _unpack_obstacle(x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None) -> str | None:
-    return triton_obstacle(values, meta)
+    return unpack_obstacle(values, meta)
 
 
 def _unpack(x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None) -> Tensor:

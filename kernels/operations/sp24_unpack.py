@@ -26,7 +26,7 @@ def layout_obstacle(values: Tensor, meta: Tensor) -> str | None:
     return None
 
 
-def triton_obstacle(values: Tensor, meta: Tensor) -> str | None:
+def unpack_obstacle(values: Tensor, meta: Tensor) -> str | None:
     return kernel_obstacle(values, meta) or layout_obstacle(values, meta)
 
 
@@ -39,7 +39,7 @@ def by_triton(values: Tensor, meta: Tensor) -> Tensor:
 
 OPERATION = OPERATIONS.add(
     "sp24_unpack",
-    Operation("sp24_unpack", (Backend("triton", by_triton, triton_obstacle), Backend("torch", sp24.unpack, always))),
+    Operation("sp24_unpack", (Backend("triton", by_triton, unpack_obstacle), Backend("torch", sp24.unpack, always))),
 )
 
 

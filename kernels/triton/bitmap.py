@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from crepe.kernels.triton.launch import cdiv
+
 TILE = 1024
 WARPS = 4
 
@@ -54,8 +56,8 @@ def unpack_kernel(values, bits, starts, weight, total, TILE: tl.constexpr):
 def pack(weight: Tensor, kept: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """See `crepe.kernels.reference.bitmap.pack`. count: how many are kept."""
     total, flags = weight.numel(), kept.view(torch.uint8)
-    bits = weight.new_empty(triton.cdiv(total, 8), dtype=torch.uint8)
-    counts = weight.new_empty(triton.cdiv(total, TILE), dtype=torch.int32)
+    bits = weight.new_empty(cdiv(total, 8), dtype=torch.uint8)
+    counts = weight.new_empty(cdiv(total, TILE), dtype=torch.int32)
     bits_kernel[(len(counts),)](flags, bits, counts, total, TILE=TILE, num_warps=WARPS)
     values = weight.new_zeros(count)
     starts = counts.cumsum(0) - counts
@@ -67,7 +69,7 @@ def unpack(values: Tensor, bits: Tensor, shape: tuple[int, ...]) -> Tensor:
     """See `crepe.kernels.reference.bitmap.unpack`."""
     weight = values.new_empty(shape)
     total = weight.numel()
-    counts = values.new_empty(triton.cdiv(total, TILE), dtype=torch.int32)
+    counts = values.new_empty(cdiv(total, TILE), dtype=torch.int32)
     count_kernel[(len(counts),)](bits, counts, len(bits), TILE=TILE, num_warps=WARPS)
     starts = counts.cumsum(0) - counts
     unpack_kernel[(len(counts),)](values, bits, starts, weight, total, TILE=TILE, num_warps=WARPS)

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from crepe.kernels.triton.launch import tile_of
+from crepe.kernels.triton.launch import cdiv, tile_of
 
 ROWS = 8
 WARPS = 4
@@ -50,6 +50,6 @@ def box_mean(weight: Tensor, kernel: int) -> Tensor:
     outputs, inputs = weight.shape
     mean = torch.empty_like(weight, dtype=torch.float32)
     tile = tile_of(inputs, 1024)
-    grid = (triton.cdiv(outputs, ROWS), triton.cdiv(inputs, tile))
+    grid = (cdiv(outputs, ROWS), cdiv(inputs, tile))
     box_mean_kernel[grid](weight, mean, outputs, K=inputs, REACH=kernel // 2, ROWS=ROWS, TILE=tile, num_warps=WARPS)
     return mean

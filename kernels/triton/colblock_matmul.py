@@ -107,15 +107,5 @@ def matmul(
     out = x.new_empty(shape[:2])
     if exchanging:
         x = exchanged(x, constants["BM"])
-    return linear(
-        matmul_kernel,
-        grid,
-        out,
-        (x, values, blocks),
-        bias,
-        config,
-        shape[0],
-        x.shape[1],
-        **constants,
-        INTERPRETED=interpreted,
-    )
+    given = {**constants, "INTERPRETED": interpreted}
+    return linear(matmul_kernel, grid, out, (x, values, blocks), bias, config, shape[0], x.shape[1], **given)

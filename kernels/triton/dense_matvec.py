@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from crepe.kernels.triton.groups import lower_float, read, upper_float
+from crepe.kernels.triton.launch import cdiv
 
 ROWS = 4
 PAIRS = 256
@@ -55,7 +56,7 @@ def matvec_kernel(
 def matvec(x: Tensor, weight: Tensor) -> Tensor:
     """x: (tokens, inputs), weight: (outputs, inputs) -> (tokens, outputs). Both contiguous, of 16-bit floats."""
     out = x.new_empty(len(x), len(weight))
-    matvec_kernel[(triton.cdiv(len(weight), ROWS),)](
+    matvec_kernel[(cdiv(len(weight), ROWS),)](
         out,
         x.view(torch.int32),
         weight.view(torch.int32),

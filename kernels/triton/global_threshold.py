@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
-from crepe.kernels.triton.launch import factors_of, tile_of
+from crepe.kernels.triton.launch import cdiv, factors_of, tile_of
 from crepe.kernels.triton.overall_kernels import count_kernel, gather_kernel, mask_kernel, search_kernel, ties_kernel
 
 ROWS = 4
@@ -43,7 +42,7 @@ class Scored:
 
     @property
     def grid(self) -> tuple[int, int]:
-        return triton.cdiv(self.values.shape[0], ROWS), triton.cdiv(self.values.shape[1], self.tile)
+        return cdiv(self.values.shape[0], ROWS), cdiv(self.values.shape[1], self.tile)
 
     def launch(self, kernel: Any, *arguments: Tensor | int, grid: tuple[int, ...] = (), **constants: int) -> None:
         kernel[grid or self.grid](

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from crepe.kernels.triton.launch import factors_of, tile_of
+from crepe.kernels.triton.launch import cdiv, factors_of, tile_of
 from crepe.kernels.triton.scores import (
     join4,
     join8,
@@ -83,7 +83,7 @@ def select_n_of_m(
     outputs, inputs = values.shape
     kept = torch.empty_like(values, dtype=torch.bool)
     tile = tile_of(inputs, 1024)
-    grid = (triton.cdiv(outputs, ROWS), triton.cdiv(inputs, tile))
+    grid = (cdiv(outputs, ROWS), cdiv(inputs, tile))
     n_of_m_kernel[grid](
         values,
         norm,

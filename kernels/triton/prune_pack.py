@@ -9,7 +9,7 @@ from torch import Tensor
 
 from crepe.kernels.reference.sp24 import INPUTS
 from crepe.kernels.triton.configs import device_of, find
-from crepe.kernels.triton.launch import factors_of, tile_of
+from crepe.kernels.triton.launch import cdiv, factors_of, tile_of
 from crepe.kernels.triton.scores import factor, score, split4, two_of_four
 
 
@@ -75,7 +75,7 @@ def prune_pack(values: Tensor, norm: Tensor | None, row: Tensor | None, column: 
     meta = values.new_empty(outputs, inputs // INPUTS, dtype=torch.int32)
     config = find("prune_pack", device_of(values.device), 0, outputs)
     rows, words = config.tiles["ROWS"], tile_of(inputs // INPUTS, config.tiles["WORDS"], least=4)
-    grid = (triton.cdiv(outputs, rows), triton.cdiv(inputs // INPUTS, words))
+    grid = (cdiv(outputs, rows), cdiv(inputs // INPUTS, words))
     prune_pack_kernel[grid](
         values,
         norm,

@@ -81,14 +81,5 @@ def matmul(x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None, interpr
     constants, config = plan(shape, x.dtype, device_of(x.device))
     grid = (cdiv(shape[1], constants["BN"]), cdiv(shape[0], constants["BM"]))
     operands = (x, values.view(torch.int32), meta)
-    return linear(
-        matmul_kernel,
-        grid,
-        x.new_empty(shape[:2]),
-        operands,
-        bias,
-        config,
-        shape[0],
-        **constants,
-        INTERPRETED=interpreted,
-    )
+    given = {**constants, "INTERPRETED": interpreted}
+    return linear(matmul_kernel, grid, x.new_empty(shape[:2]), operands, bias, config, shape[0], **given)

@@ -88,6 +88,5 @@ def matvec(x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None, interpr
     constants, config = plan(shape, x.dtype, device_of(x.device))
     grid = (cdiv(shape[1], constants["ROWS"]),)
     operands = (x.view(torch.int64), values.view(torch.int32), meta)
-    return linear(
-        matvec_kernel, grid, x.new_empty(shape[:2]), operands, bias, config, **constants, INTERPRETED=interpreted
-    )
+    given = {**constants, "INTERPRETED": interpreted}
+    return linear(matvec_kernel, grid, x.new_empty(shape[:2]), operands, bias, config, **given)

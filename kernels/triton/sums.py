@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from crepe.kernels.triton.launch import tile_of
+from crepe.kernels.triton.launch import cdiv, tile_of
 
 ROWS = 64
 # Weights of one thread in a row: enough for the sum over a tile to weigh little.
@@ -39,7 +39,7 @@ def absolute_sums(weight: Tensor) -> tuple[Tensor, Tensor]:
     """See `crepe.kernels.reference.sums.absolute_sums`."""
     outputs, inputs = weight.shape
     tile = tile_of(inputs, 4096)
-    grid = (triton.cdiv(outputs, ROWS), triton.cdiv(inputs, tile))
+    grid = (cdiv(outputs, ROWS), cdiv(inputs, tile))
     row_parts = weight.new_empty(grid[1], outputs, dtype=torch.float64)
     column_parts = weight.new_empty(grid[0], inputs, dtype=torch.float64)
     sums_kernel[grid](

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from crepe.errors import CrepeError, UsageError
 from crepe.kernels.dispatch import OPERATIONS, Backend, Operation, always
+from crepe.kernels.operations.tensors import device_of
 
 DOUBLE = Operation(
     "double",
@@ -63,3 +66,15 @@ def test_the_page_of_operations_names_all_of_them_with_their_backends() -> None:
     for name, backends in described.items():
         found = [part.strip(" ()`") for part in backends.split(",")]
         assert found == [backend.name for backend in OPERATIONS.get(name).backends]
+
+
+def test_the_current_gpu_is_changed_only_where_it_has_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    changed: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "device", lambda place: changed.append(place) or nullcontext())
+    for tensor in (SimpleNamespace(is_cuda=True, device=torch.device("cuda", index)) for index in (0, 1)):
+        with device_of(tensor):  # type: ignore[arg-type]
+            pass
+    with device_of(torch.ones(1)):
+        pass
+    assert changed == [torch.device("cuda", 0)]

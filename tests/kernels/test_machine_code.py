@@ -18,13 +18,14 @@ pytest.importorskip("triton")
 from crepe.kernels.triton import (
     colblock_matmul,
     colblock_matvec,
+    configs,
     dense_matvec,
     sp24_matmul,
     sp24_matvec,
     sp24_mma,
     sp24_unpack,
 )
-from crepe.kernels.triton.configs import HOPPER, Config, Device, device_of
+from crepe.kernels.triton.configs import HOPPER, Config, Device, Row, device_of
 
 LANES = 32
 BF16 = torch.bfloat16
@@ -261,3 +262,14 @@ def test_the_dense_kernel_is_no_straw_man() -> None:
     assert compiled.conversions() == 0
     assert sum(loop.values()) / fours <= 15
     assert starting(loop, "LDG") == loop["LDG.E.128"]
+
+
+def test_what_was_planned_cannot_be_changed_and_is_forgotten_with_its_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    constants, _ = sp24_unpack.plan(8, 4096)
+    with pytest.raises(TypeError):
+        constants["WORDS"] = 1  # type: ignore[index]
+    monkeypatch.setitem(configs.TABLES, "sp24_unpack", (Row(Config({"WORDS": 32}, 1)),))
+    assert sp24_unpack.plan(8, 4096)[0] is constants
+    configs.forget()
+    assert sp24_unpack.plan(8, 4096)[0]["WORDS"] == 32
+    configs.forget()

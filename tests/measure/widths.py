@@ -8,12 +8,10 @@ The weights are random: a forward takes as long whatever they are. One thread; r
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -47,13 +45,12 @@ def runs(networks: dict[str, Any], example: torch.Tensor, batch: int, folder: Pa
     pixels = example[:1].expand(batch, -1, -1, -1).contiguous()
     found: dict[Any, Callable[[], object]] = {}
     for name, model in networks.items():
-        for layout in (torch.contiguous_format, torch.channels_last):
-            placed: Any = copy.deepcopy(model).to(memory_format=layout)
-            found[name, "PyTorch", layout] = partial(placed, pixels.to(memory_format=layout))
+        for layout, memory in latency.FORMATS.items():
+            found[name, "PyTorch", layout] = latency.forward_of(model, pixels.to(memory_format=memory), memory)
         file = folder / f"{name}.onnx"
         if not file.is_file():
             write(model, example, file)
-        found[name, "onnxruntime", None] = partial(session(file).run, None, {"pixel_values": pixels.numpy()})
+        found[name, "onnxruntime", None] = latency.onnx_run(session(file), {"pixel_values": pixels.numpy()})
     return found
 
 
@@ -68,8 +65,7 @@ def main() -> None:
     dense = next(iter(networks))
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         for again, batch in product((1, 2), (1, 64)):
-            latency._ROUNDS = 60 if batch == 1 else 12
-            taken = latency.milliseconds(runs(networks, example, batch, Path(folder)))
+            taken = latency.milliseconds(runs(networks, example, batch, Path(folder)), 60 if batch == 1 else 12)
             for name, what in product(networks, ("PyTorch", "onnxruntime")):
                 best = {n: min(t for (own, kind, _), t in taken.items() if (own, kind) == (n, what)) for n in networks}
                 line = {"widths": name, "macs": work[name] / work[dense], "what": what, "batch": batch, "run": again}
