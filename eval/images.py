@@ -43,7 +43,7 @@ def evaluate_images(
     from crepe.checkpoint.manifest import published, read_manifest
     from crepe.models.load import parse_device
     from crepe.vision.cost import macs, parameters
-    from crepe.vision.load import load_image_model
+    from crepe.vision.load import label_ids_of, load_image_model
     from crepe.vision.preprocess import example_input
 
     if data is None:
@@ -54,7 +54,7 @@ def evaluate_images(
     opened, preprocess = load_image_model(model, weights=weights)
     dense = load_image_model(reference, weights=reference_weights) if reference else None
     example = example_input(preprocess)
-    images = read_images(data, "evaluation", getattr(getattr(opened, "config", None), "label2id", None))
+    images = read_images(data, "evaluation", label_ids_of(opened))
     images = images if max_images is None else chosen(images, max_images, 0)
     costs = {"parameters": parameters(opened), "macs": macs(opened, example)}
     found = accuracy(opened.to(place), preprocess, images, place, dense)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _NO_GAIN = (
@@ -175,13 +175,13 @@ def task_results(evaluation: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def command(recipe: dict[str, Any]) -> str:
-    """The command line that repeats the run."""
+def command(recipe: dict[str, Any], defaults: Mapping[str, Any] | None = None) -> str:
+    """The command line that repeats the run; defaults: those of its kind of model, where they are not the recipe's."""
     from dataclasses import asdict
 
     from crepe.recipe import Recipe
 
-    default = asdict(Recipe())
+    default = {**asdict(Recipe()), **(defaults or {})}
     words = ["crepe", "prune", "--model", recipe["model"], "--output", "OUTPUT"]
     for key, value in recipe.items():
         if key == "model" or value in (default.get(key), []):

@@ -15,7 +15,7 @@ from crepe.checkpoint.files import save_tensors
 from crepe.checkpoint.manifest import read_manifest
 from crepe.checkpoint.packed import PackedReport, layouts_of, notes_of, packed_tensors, sizes_of
 from crepe.checkpoint.section import packed_section, read_section
-from crepe.checkpoint.write import assemble
+from crepe.checkpoint.write import assemble, publish
 from crepe.errors import CrepeError
 from crepe.masks import ColBlock, Mask, Pattern, Unstructured, parse_pattern
 from crepe.models.blocks import Block, find_blocks
@@ -56,7 +56,7 @@ def convert(folder: str | Path, output: str | Path, format: str) -> dict[str, An
         final, reports = _written(model, content, work, format)
         tokenizer.save_pretrained(final)
         _describe(folder, final, content, reports)
-        final.rename(output)
+        publish(final, output, overwrite=False)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     before, after = (sum(file.stat().st_size for file in place.glob("*.safetensors")) for place in (folder, output))

@@ -26,6 +26,17 @@ def replacing(path: Path) -> Iterator[Path]:
         fresh.unlink(missing_ok=True)
 
 
+def readable_as_usual(folder: Path) -> None:
+    """Give the files of `folder` the mode of a new file: safetensors lets nobody else read what it wrote."""
+    probe = folder / ".mode"
+    probe.touch()
+    mode = probe.stat().st_mode
+    probe.unlink()
+    for file in folder.iterdir():
+        if file.is_file():
+            file.chmod(mode)
+
+
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> int:
     """Write a safetensors file under a temporary name, flush it, rename it; returns its size in bytes."""
     from safetensors import SafetensorError

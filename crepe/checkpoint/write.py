@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from crepe.checkpoint.blocks import checkpoint_tensors, masks_name, saved, shard_name, without_tied
-from crepe.checkpoint.files import save_tensors
+from crepe.checkpoint.files import readable_as_usual, save_tensors
 from crepe.checkpoint.section import write_section
 from crepe.errors import CrepeError
 from crepe.models.blocks import Block
@@ -59,6 +59,7 @@ def assemble(
 
 def publish(final: Path, output: Path, overwrite: bool) -> None:
     """Make `final` the output folder. A folder of that name is only ever replaced by a complete one."""
+    readable_as_usual(final)
     if output.exists() and overwrite:
         replaced = final.parent / "replaced"
         shutil.rmtree(replaced, ignore_errors=True)

@@ -11,6 +11,7 @@ import torch
 
 from crepe.allocation import ALLOCATIONS, Budget
 from crepe.allocation.bounds import parse_bounds
+from crepe.calibration.self_text import cache_bytes
 from crepe.errors import CrepeError, UsageError
 from crepe.masks.pattern import Pattern
 from crepe.models.blocks import Block, find_blocks
@@ -148,7 +149,8 @@ class Estimate:
 def estimate(model: Any, plan: Plan, choices: Choices, in_memory: bool) -> Estimate:
     """Rough needs of a run; the speed is that of short matrix products on this machine, in the model's dtype."""
     recipe = choices.recipe
-    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    tied = getattr(model, "all_tied_weights_keys", None) or {}  # on the meta device they are tensors of their own
+    size = sum(p.numel() * p.element_size() for name, p in model.named_parameters() if name not in tied)
     blocks = [sum(p.numel() * p.element_size() for p in b.module.parameters()) for b in plan.blocks]
     largest = max(shape[0] * shape[1] for shape in plan.shapes.values())
     tokens = recipe.samples * recipe.seqlen
@@ -158,7 +160,9 @@ def estimate(model: Any, plan: Plan, choices: Choices, in_memory: bool) -> Estim
     grams = 4 * max(sum(v.shape[1] ** 2 for v in found.views) for found in plan.inventories) if _grams(choices) else 0
     # In float32: the weights as they were, as they are and at their best, gradients and two moments.
     fit = 24 * max(sum(p.numel() for p in b.module.parameters()) for b in plan.blocks) if choices.fits_blocks else 0
-    memory = _BASE_BYTES + (size if in_memory else max(blocks)) + 5 * 4 * largest + activations + grams + fit
+    pruning = 5 * 4 * largest + activations + grams + fit
+    writing = cache_bytes(model, recipe.samples, recipe.seqlen) if recipe.calibration == "self" else 0
+    memory = _BASE_BYTES + (size if in_memory else max(blocks)) + max(pruning, writing)
     return Estimate(memory, size, _seconds(model, plan, choices, tokens))
 
 

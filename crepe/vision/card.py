@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from crepe.checkpoint.card import command
+from crepe.vision.recipe import DEFAULTS
 
 
 def card(manifest: dict[str, Any], evaluation: dict[str, Any] | None) -> str:
@@ -77,7 +78,11 @@ def _use(manifest: dict[str, Any]) -> str:
 
 def _recipe(manifest: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {v}" for name, v in manifest["versions"].items())
-    lines = [f"```\n{command(manifest['recipe'])}\n```", "", f"Versions: {versions}. Seed: {manifest['seed']}."]
+    lines = [
+        f"```\n{command(manifest['recipe'], DEFAULTS)}\n```",
+        "",
+        f"Versions: {versions}. Seed: {manifest['seed']}.",
+    ]
     calibration, training = manifest["calibration"], manifest["training"]
     if calibration:
         lines.append(f"Images: {calibration['images']} from `{calibration['source']}`.")
@@ -135,7 +140,7 @@ def page(manifest: dict[str, Any], evaluation: dict[str, Any] | None) -> str:
     numbers = [str(i + 1) for i in range(len(layers))]  # names of layers are too long for an axis
     parts = [
         f"<h1>{html.escape(title(manifest))}</h1>",
-        f"<pre>{html.escape(command(manifest['recipe']))}</pre>",
+        f"<pre>{html.escape(command(manifest['recipe'], DEFAULTS))}</pre>",
         "<h2>Before and after</h2>" + table(("", "dense", "pruned"), comparison(manifest, evaluation)),
     ]
     if layers:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from crepe.errors import CrepeError, UsageError
 from crepe.pipeline.progress import bar
-from crepe.vision.preprocess import Preprocessor
+from crepe.vision.preprocess import Preprocessor, rgb
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm")
 _LABELS = ("label", "labels", "fine_label")
@@ -29,13 +29,15 @@ _SPLITS = {"calibration": ("train",), "evaluation": ("test", "validation", "vali
 @dataclass(frozen=True)
 class Images:
     """Pictures and labels. pictures: what `decode` understands; labels: one number each, empty where there are none;
-    names: how an error calls each picture."""
+    names: how an error calls each picture; guessed: how many folders were numbered by the alphabet, 0 where the
+    numbers are known."""
 
     source: str
     pictures: Sequence[Any]
     labels: tuple[int, ...]
     names: Callable[[int], str]
     decode: Callable[[Any], Any]
+    guessed: int = 0
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -43,7 +45,7 @@ class Images:
     def picture(self, index: int) -> Any:
         """One picture as RGB. Raises CrepeError naming the one that cannot be read."""
         try:
-            return _eight_bits(self.decode(self.pictures[index])).convert("RGB")
+            return rgb(self.decode(self.pictures[index]))
         except Exception as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise CrepeError(
@@ -53,7 +55,14 @@ class Images:
     def subset(self, indices: Sequence[int]) -> Images:
         labels = tuple(self.labels[i] for i in indices) if self.labels else ()
         chosen = list(indices)
-        return Images(self.source, _Chosen(self.pictures, chosen), labels, lambda i: self.names(chosen[i]), self.decode)
+        return Images(
+            self.source,
+            _Chosen(self.pictures, chosen),
+            labels,
+            lambda i: self.names(chosen[i]),
+            self.decode,
+            self.guessed,
+        )
 
 
 class _Chosen(Sequence[Any]):
@@ -67,16 +76,6 @@ class _Chosen(Sequence[Any]):
 
     def __getitem__(self, index: Any) -> Any:
         return self._pictures[self._indices[index]]
-
-
-def _eight_bits(picture: Any) -> Any:
-    """Grey of 16 bits as grey of 8; Pillow itself would cut everything above 255 off."""
-    import numpy
-    from PIL import Image
-
-    if not picture.mode.startswith("I"):
-        return picture
-    return Image.fromarray((numpy.asarray(picture).clip(0, 65535) // 256).astype("uint8"))
 
 
 def read_images(source: str, purpose: str = "evaluation", label_ids: Mapping[str, int] | None = None) -> Images:
@@ -98,9 +97,15 @@ def read_images(source: str, purpose: str = "evaluation", label_ids: Mapping[str
 
 
 def require_labels(images: Images, classes: int, what: str) -> None:
-    """Raises CrepeError where there are no labels, or labels that the model has no class for."""
+    """Raises CrepeError where there are no labels, labels that the model has no class for, or folders of unknown names
+    that are not as many as its classes, so that the alphabet cannot say which is which."""
     if not images.labels:
         raise CrepeError(f"{images.source} has no labels, and {what} needs them: give labelled images")
+    if images.guessed not in (0, classes):
+        raise CrepeError(
+            f"{images.source} has {images.guessed} folders, none of them called as one of the {classes} classes of the "
+            "model: name them so, or give one folder for each class, in alphabetical order"
+        )
     low, high = min(images.labels), max(images.labels)
     if low < 0 or high >= classes:
         raise CrepeError(
@@ -192,7 +197,7 @@ def _folder(source: str, path: Path, label_ids: Mapping[str, int]) -> Images:
         raise CrepeError(f"{source} holds no images: expected one folder per class with {', '.join(ENDINGS)} files")
     numbers = {name: i if unknown else label_ids[name] for i, name in enumerate(classes)}
     labels = tuple(numbers[file.relative_to(path).parts[0]] for file in files) if classes else ()
-    return Images(source, files, labels, lambda i: str(files[i]), Image.open)
+    return Images(source, files, labels, lambda i: str(files[i]), Image.open, len(unknown))
 
 
 def _parquet(source: str, path: Path) -> Images:

@@ -33,7 +33,7 @@ from crepe.vision.evidence import Evidence
 from crepe.vision.fingerprint import image_fingerprint
 from crepe.vision.graph import Graph
 from crepe.vision.images import Images, batches, chosen, read_images, require_labels
-from crepe.vision.load import logits_of, open_image_model
+from crepe.vision.load import label_ids_of, logits_of, open_image_model
 from crepe.vision.preprocess import example_input
 from crepe.vision.recipe import ImageChoices, build_image, choose_image
 from crepe.vision.removal import removal_of
@@ -143,8 +143,7 @@ def _images(choices: ImageChoices, model: Any) -> Images | None:
     """The labelled images of --calibration, checked, where anything needs them."""
     if not choices.needs_images:
         return None
-    ids = getattr(getattr(model, "config", None), "label2id", None)
-    images = read_images(choices.recipe.calibration, "calibration", ids)
+    images = read_images(choices.recipe.calibration, "calibration", label_ids_of(model))
     if choices.recipe.finetune:
         from crepe.vision.train import split
 

@@ -114,6 +114,12 @@ def load_image_model(model: str, *, weights: str | None = None, device: str = "c
     return open_image_model(source).to(place), source.preprocessor()
 
 
+def label_ids_of(model: Any) -> Mapping[str, int]:
+    """Class name -> number, as far as the model knows names."""
+    found: Mapping[str, int] = getattr(getattr(model, "config", model), "label2id", None) or {}
+    return found
+
+
 def logits_of(output: Any) -> Tensor:
     """The logits (batch, classes) in what a model returns."""
     found = output if isinstance(output, Tensor) else getattr(output, "logits", None)

@@ -19,11 +19,23 @@ _FILTERS = ("nearest", "bilinear", "bicubic", "lanczos")
 
 
 class Preprocessor(Protocol):
-    """Pictures of any size, RGB -> (count, 3, height, width) float32."""
+    """Pictures of any size and mode -> (count, 3, height, width) float32."""
 
     def __call__(self, pictures: Sequence[Any]) -> Tensor: ...
 
     def save(self, folder: Path) -> None: ...
+
+
+def rgb(picture: Any) -> Any:
+    """A picture of Pillow as RGB: grey repeated, transparency dropped, grey of 16 bits as grey of 8 (Pillow itself
+    would cut everything above 255 off). Anything else is handed on as it is."""
+    from PIL import Image
+
+    if not isinstance(picture, Image.Image):
+        return picture
+    if picture.mode.startswith("I"):
+        picture = Image.fromarray((numpy.asarray(picture).clip(0, 65535) // 256).astype("uint8"))
+    return picture.convert("RGB")
 
 
 @dataclass(frozen=True)
@@ -53,7 +65,7 @@ class Steps:
 
     def __call__(self, pictures: Sequence[Any]) -> Tensor:
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
-        arrays = [numpy.asarray(self._fitted(picture)) for picture in pictures]
+        arrays = [numpy.asarray(self._fitted(rgb(picture))) for picture in pictures]
         pixels = torch.from_numpy(numpy.stack(arrays)).permute(0, 3, 1, 2).float().div_(255)
         return pixels.sub_(mean).div_(std).contiguous()
 
@@ -81,7 +93,7 @@ class Processor:
     processor: Any
 
     def __call__(self, pictures: Sequence[Any]) -> Tensor:
-        found: Tensor = self.processor(images=list(pictures), return_tensors="pt")["pixel_values"]
+        found: Tensor = self.processor(images=[rgb(one) for one in pictures], return_tensors="pt")["pixel_values"]
         return found
 
     def save(self, folder: Path) -> None:

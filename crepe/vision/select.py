@@ -54,7 +54,7 @@ def candidates(graph: Graph, part: FilterPart, choices: ImageChoices) -> tuple[l
     first = _first(graph, part) if part.spares_first else None
     for group in graph.groups:
         reason = _reason(graph.model, group, part, recipe.include, recipe.exclude)
-        if reason is None and group.name == first and not _matches(group.name, recipe.include):
+        if reason is None and group.name == first and not _named(group, recipe.include):
             reason = "the method leaves the first of these layers as it is"
         if reason is None:
             found.append(group)
@@ -311,15 +311,20 @@ def _reason(
 ) -> str | None:
     if group.obstacle is not None:
         return group.obstacle
-    if _matches(group.name, exclude):
+    if _named(group, exclude):
         return "excluded"
-    if group.tied and not part.seeks_tied and not _matches(group.name, include):
+    if group.tied and not part.seeks_tied and not _named(group, include):
         return f"additions tie its channels to {len(group.makers) - 1} other layers"
     if group.units < 2:
         return "it has a single channel"
     if not part.suits(layer_of(model, group)):
         return "the method leaves layers of this kind as they are"
     return None
+
+
+def _named(group: Group, patterns: Sequence[str]) -> bool:
+    """Whether any of the layers whose channels go together is named: what happens to one happens to all."""
+    return any(_matches(member.name, patterns) for member in (*group.makers, *group.followers))
 
 
 def _skipped(model: nn.Module, name: str, reason: str) -> Skipped:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -22,6 +24,16 @@ def guarded(score: Tensor) -> Tensor:
     return score.scatter(1, best, torch.inf)
 
 
+def require_a_tap_each(weight: Tensor, sparsity: float, group: int, name: str) -> None:
+    """Raises CrepeError where `sparsity` leaves fewer taps than there are channels in a group."""
+    channels, taps = min(group, len(weight)), weight[0].numel()
+    if channels * taps - removed_count(channels * taps, sparsity) < channels:
+        raise CrepeError(
+            f"sparsity {sparsity} leaves less than one of the {taps} taps of each channel of {name}: "
+            f"use at most {math.floor(1000 * (1 - 1 / taps)) / 1000:g}"
+        )
+
+
 def select_taps(
     weight: Tensor, sparsity: float, group: int = 32, score: Tensor | None = None, name: str = "a depth-wise layer"
 ) -> Tensor:
@@ -34,10 +46,5 @@ def select_taps(
         CrepeError: fewer taps would stay than there are channels.
     """
     score = tap_score(weight) if score is None else score
-    channels, taps = min(group, len(score)), score.shape[1]
-    if channels * taps - removed_count(channels * taps, sparsity) < channels:
-        raise CrepeError(
-            f"sparsity {sparsity} leaves less than one of the {taps} taps of each channel of {name}: "
-            f"use at most {1 - 1 / taps:.3f}"
-        )
+    require_a_tap_each(weight, sparsity, group, name)
     return Taps(group).select(guarded(score), sparsity).reshape(weight.shape)

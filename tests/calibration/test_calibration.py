@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from conftest import TEXT, save_tokenizer
-from crepe.calibration.self_text import self_rows
+from crepe.calibration.self_text import cache_bytes, self_rows
 from crepe.calibration.statistics import ChannelSums, channel_square_sum, fill_unseen_experts
 from crepe.calibration.text import read_corpus, shuffled
 from crepe.calibration.tokens import bos_tokens, packed_rows, windows
 from crepe.errors import CrepeError, UsageError
+from families import tiny_model
 
 DOCUMENTS = [f"document {i}: {TEXT[: 50 + i]}" for i in range(30)]
 
@@ -186,3 +187,23 @@ def test_self_text_is_seeded_and_full(tiny_folder: Callable[..., str]) -> None:
     assert bool((rows[:, 0] == 1).all())
     tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}!{% endfor %}"
     assert tokenizer.decode(self_rows(model, tokenizer, 2, 20, seed=0)[0, :6]) == "[user]"
+
+
+def test_writing_text_reads_the_head_without_gaps(tiny_folder: Callable[..., str]) -> None:
+    """Through a view with gaps torch copies the whole output embedding once per row."""
+    model, tokenizer = __import__("crepe").load(tiny_folder())
+    tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}!{% endfor %}"
+    seen: list[bool] = []
+    head = model.get_output_embeddings()
+    head.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0].is_contiguous()))
+    self_rows(model, tokenizer, 5, 20, seed=0)
+    assert seen and all(seen)
+    assert not head._forward_pre_hooks
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_cache_bytes_are_those_of_the_cache(family: str) -> None:
+    model = tiny_model(family)
+    cache = model(torch.ones(5, 12, dtype=torch.int64), use_cache=True).past_key_values
+    held = sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
+    assert cache_bytes(model, 5, 12) == held

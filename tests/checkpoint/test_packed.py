@@ -210,6 +210,8 @@ def test_dense_to_packed_and_back(
         assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
         assert {p.name for p in (tmp_path / end).iterdir()} == {p.name for p in (tmp_path / f"{end}2").iterdir()}
     assert read_section(tmp_path / "packed2") == read_section(tmp_path / "packed")
+    modes = {p.stat().st_mode for p in tmp_path.glob("*2/*")}
+    assert modes == {(tmp_path / "dense2" / "config.json").stat().st_mode}  # who may read one may read all
     manifests = [json.loads((tmp_path / name / "crepe.json").read_text()) for name in ("packed", "packed2")]
     assert manifests[0]["packed"]["pruned_bytes"] == manifests[1]["packed"]["pruned_bytes"]
     assert "packed" not in json.loads((tmp_path / "dense2" / "crepe.json").read_text())

@@ -113,6 +113,16 @@ def test_a_class_that_the_model_does_not_know_is_named(tmp_path: Path) -> None:
         read_images(str(_folder(tmp_path / "data")), label_ids={"dog": 3, "mouse": 7})
 
 
+def test_folders_of_unknown_names_are_as_many_as_classes(tmp_path: Path) -> None:
+    """Of eight of ten folders the alphabet cannot say which number is whose."""
+    images = read_images(str(_folder(tmp_path / "data")))
+    require_labels(images, 2, "accuracy")
+    for classes in (1, 3):
+        with pytest.raises(CrepeError, match=rf"has 2 folders, none of them called as one of the {classes} classes"):
+            require_labels(images.subset([0, 1]), classes, "accuracy")
+    require_labels(read_images(str(_folder(tmp_path / "data")), label_ids={"dog": 3, "cat": 7}), 10, "accuracy")
+
+
 def test_labels_that_are_no_numbers_are_named(tmp_path: Path) -> None:
     import pyarrow
     import pyarrow.parquet

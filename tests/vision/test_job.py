@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from safetensors.torch import load_file
 
 import crepe
 from conftest import fails
-from crepe.cli.main import main
+from crepe.cli.main import build_parser, main
 from crepe.vision import job
 from crepe.vision.load import logits_of
+from crepe.vision.nets.cifar_resnet import CifarResNet
+from crepe.vision.recipe import build_image
 from image_data import hugging_face_folder, net_folder, parquet
 from image_families import Grouped, Separable, plain
 from runs import files_of
@@ -51,6 +54,33 @@ def test_prune_load_and_evaluate(place: dict[str, str], tmp_path: Path, capsys: 
     assert "top-1 accuracy (4 images of a.parquet)" in capsys.readouterr().out
     assert "top-1 accuracy (30 images" in Path(output, "README.md").read_text()
     assert main(["report", output]) == 0
+
+
+@pytest.mark.parametrize("samples", [64, 256])
+def test_the_command_in_the_card_repeats_the_run(samples: int, place: dict[str, str], tmp_path: Path) -> None:
+    """64 is the default of language models, 256 that of image models."""
+    fields = {"method": "fpgm", "samples": samples, "batch_size": 8, "refine": "bn", "format": "dense"}
+    crepe.prune(place["net"], tmp_path / "out", calibration=place["data"], sparsity=0.5, **fields)
+    card = (tmp_path / "out" / "README.md").read_text()
+    line = next(line for line in card.splitlines() if line.startswith("crepe prune"))
+    given = vars(build_parser().parse_args(shlex.split(line)[1:]))
+    given = {key: value for key, value in given.items() if key not in ("run", "verb")}
+    made = json.loads((tmp_path / "out" / "crepe.json").read_text())["recipe"]
+    assert json.loads(json.dumps(build_image(given).result_fields)) == made
+
+
+def test_one_layer_names_all_that_hang_together() -> None:
+    """Channels that additions tie go from all layers or from none, whichever of them is named."""
+    found = {}
+    for case, fields in {
+        "left": {},
+        "first": {"include": "conv1"},
+        "later": {"include": "layer1.0.conv2"},
+        "both": {"include": "conv1", "exclude": "layer1.0.conv2"},
+    }.items():
+        result = crepe.prune(CifarResNet(8), example=EXAMPLE, method="l2", sparsity=0.5, **fields)
+        found[case] = {s["name"]: s["reason"].split()[0] for s in result.skipped}.get("conv1.weight")
+    assert found == {"left": "additions", "first": "the", "later": "the", "both": "excluded"}
 
 
 def test_zeroed_and_sliced_folders_compute_the_same(place: dict[str, str], tmp_path: Path) -> None:

@@ -33,3 +33,16 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
         Steps.parse({"size": [32, 32], "mean": [0.5], "std": [0.5], "interpolation": "magic"})
     with pytest.raises(CrepeError, match="no image processor that can be read"):
         read_preprocessor(tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "I;16"])
+def test_pictures_of_other_modes_become_rgb(mode: str, tmp_path: Path) -> None:
+    from PIL import Image
+    from transformers import ViTImageProcessor
+
+    odd = Image.new("I;16", (32, 32), 40000) if mode == "I;16" else picture(0, mode)
+    plain = Image.new("RGB", (32, 32), (156, 156, 156)) if mode == "I;16" else odd.convert("RGB")
+    assert torch.equal(STEPS([odd]), STEPS([plain]))
+    ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(tmp_path)
+    process = read_preprocessor(tmp_path)
+    assert torch.equal(process([odd]), process([plain]))

@@ -44,5 +44,5 @@ def test_the_guard_keeps_the_best_tap_of_a_weak_channel() -> None:
 
 
 def test_a_sparsity_that_leaves_channels_empty_is_refused() -> None:
-    with pytest.raises(CrepeError, match=r"0\.9 leaves less than one of the 9 taps of each channel of b\.dw.*0\.889"):
+    with pytest.raises(CrepeError, match=r"0\.9 leaves less than one of the 9 taps of each channel of b\.dw.*0\.888"):
         select_taps(_weight(64), 0.9, name="b.dw")

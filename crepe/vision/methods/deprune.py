@@ -15,14 +15,20 @@ from crepe.masks.taps import removed_count
 from crepe.vision.alignment import Columns, align, modelled_gain
 from crepe.vision.methods.base import METHODS, FilterPart, Layer, MaskPart, Method, largest
 from crepe.vision.methods.magnitude import norm_score
-from crepe.vision.taps import select_taps
+from crepe.vision.taps import require_a_tap_each, select_taps
 
 GROUP = 32
 
 
 def select(layers: Mapping[str, Layer], sparsity: float, aligned: bool = True) -> dict[str, Tensor]:
     """Balanced taps of every layer, the same share of each; aligned: kept columns at multiples of 32 (HSR, with the
-    modelled gain of `crepe.vision.alignment`)."""
+    modelled gain of `crepe.vision.alignment`).
+
+    Raises:
+        CrepeError: a layer would keep fewer taps than it has channels.
+    """
+    for name, layer in layers.items():  # before columns are filled up to tiles, which would hide it
+        require_a_tap_each(layer.weight, sparsity, GROUP, name)
     columns = {name: _columns(layer.weight, sparsity) for name, layer in layers.items()}
     if aligned:
         columns = align(columns, {name: modelled_gain(found.kept) for name, found in columns.items()})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -33,19 +35,23 @@ class BasicBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """depth = 6 n + 2: three stages of n blocks, `width`, 2 and 4 times `width` channels."""
+    """depth = 6 n + 2: three stages of n blocks, `width`, 2 and 4 times `width` channels.
 
-    def __init__(self, depth: int = 20, classes: int = 10, width: int = 16) -> None:
+    classes: how many, or their names, by which folders of images are numbered.
+    """
+
+    def __init__(self, depth: int = 20, classes: int | Sequence[str] = 10, width: int = 16) -> None:
         super().__init__()
         if depth < 8 or (depth - 2) % 6:
             raise UsageError(f"depth {depth} of a CIFAR ResNet: it must be 6 n + 2, such as 20 or 56")
-        count = (depth - 2) // 6
+        count, names = (depth - 2) // 6, () if isinstance(classes, int) else classes
+        self.label2id = {name: number for number, name in enumerate(names)}
         self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.layer1 = _stage(width, width, count, 1)
         self.layer2 = _stage(width, 2 * width, count, 2)
         self.layer3 = _stage(2 * width, 4 * width, count, 2)
-        self.linear = nn.Linear(4 * width, classes)
+        self.linear = nn.Linear(4 * width, len(names) or classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, 3, h, w) -> logits (batch, classes)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from crepe.errors import CrepeError
 from crepe.masks import parse_pattern
 from crepe.vision.methods import METHODS, FilterPart, HeadPart, Heads, Layer, MaskPart
 
@@ -96,3 +97,11 @@ def test_the_norm_of_a_dimension_is_another_score_than_its_distance_from_the_med
     norm = torch.cat(matrices[:2], 2).square().sum(2)
     assert torch.equal(choices["toast-l2"], norm.argsort(dim=1, descending=True)[:, :8].sort(1).values)
     assert not torch.equal(choices["toast"], choices["toast-l2"])
+
+
+@pytest.mark.parametrize("name", ["deprune", "deprune-b", "deprune-bh"])
+def test_too_large_a_share_of_taps_is_refused_by_the_number_that_was_given(name: str) -> None:
+    """Filling columns up to whole tiles would hide it, and a share in whole taps is another number."""
+    (part,) = [part for part in METHODS.get(name).parts if isinstance(part, MaskPart)]
+    with pytest.raises(CrepeError, match=r"sparsity 0\.95 leaves less than one of the 9 taps of .* depthwise"):
+        part.select({"depthwise": DEPTHWISE}, 0.95)
