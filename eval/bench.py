@@ -61,7 +61,8 @@ def bench(
         # Unpacked on the CPU: its packed layers are not what is measured.
         opened["reference"] = load_model(model, **{**options, "device": "cpu"}).dequantize().to(place)
     for one in opened.values():
-        require_length(one.config, prompt + new_tokens + 1)
+        what = f"a prompt of {prompt} tokens with {new_tokens} new ones"
+        require_length(one.config, prompt + new_tokens + 1, what, "--prompt")
     with torch.cuda.device(place) if place.type == "cuda" else nullcontext():
         runs, ratios, notes = measure(opened, batch, prompt, new_tokens, rounds, place, compile)
     return {

@@ -57,6 +57,8 @@ def evaluate_images(
     images = read_images(data, "evaluation", label_ids_of(opened))
     images = images if max_images is None else chosen(images, max_images, 0)
     costs = {"parameters": parameters(opened), "macs": macs(opened, example)}
+    if dense:
+        costs |= {"reference_parameters": parameters(dense[0]), "reference_macs": macs(dense[0], example)}
     found = accuracy(opened.to(place), preprocess, images, place, dense)
     result: dict[str, Any] = {
         "model": published(model),

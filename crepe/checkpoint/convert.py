@@ -15,7 +15,7 @@ from crepe.checkpoint.files import save_tensors
 from crepe.checkpoint.manifest import read_manifest
 from crepe.checkpoint.packed import PackedReport, layouts_of, notes_of, packed_tensors, sizes_of
 from crepe.checkpoint.section import packed_section, read_section
-from crepe.checkpoint.write import assemble, publish
+from crepe.checkpoint.write import assemble, publish, require_replaceable
 from crepe.errors import CrepeError
 from crepe.masks import ColBlock, Mask, Pattern, Unstructured, parse_pattern
 from crepe.models.blocks import Block, find_blocks
@@ -26,20 +26,23 @@ from crepe.models.views import inventory
 _OWN_FILES = ("config.json", "generation_config.json", "README.md", "report.html", "crepe.json")
 
 
-def convert(folder: str | Path, output: str | Path, format: str) -> dict[str, Any]:
+def convert(folder: str | Path, output: str | Path, format: str, overwrite: bool = False) -> dict[str, Any]:
     """Write the model of `folder` to `output`, packed or dense; returns the sizes of both, and notes for people.
 
     Dense weights are those that the packed ones stand for, bit by bit. A dense folder must be an output of crepe,
     because its crepe.json has the patterns. The whole model is in memory.
 
+    overwrite: replace an output of crepe that is there.
+
     Raises:
-        CrepeError: the output exists, or the folder cannot be read.
+        CrepeError: the output exists, the folder cannot be read, or is in that format already.
     """
     from crepe.checkpoint.read import load
 
     folder, output = Path(folder), Path(output)
-    if output.exists():
-        raise CrepeError(f"{output} exists: choose another folder")
+    _require_new(folder, output, overwrite)
+    if format == "dense" and not read_section(folder):
+        raise CrepeError(f"{folder} is dense already: there is nothing to unpack")
     if read_section(folder).get("format") == "sliced":
         raise CrepeError(f"{folder} is sliced, with a width for each layer: it is dense already and cannot be packed")
     content = read_manifest(folder) if format == "packed" or (folder / "crepe.json").is_file() else None
@@ -56,12 +59,21 @@ def convert(folder: str | Path, output: str | Path, format: str) -> dict[str, An
         final, reports = _written(model, content, work, format)
         tokenizer.save_pretrained(final)
         _describe(folder, final, content, reports)
-        publish(final, output, overwrite=False)
+        publish(final, output, overwrite)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     before, after = (sum(file.stat().st_size for file in place.glob("*.safetensors")) for place in (folder, output))
     sizes = {"bytes_before": before, "bytes": after}
     return {"output": str(output), "format": format, **sizes, "notes": notes_of(reports)}
+
+
+def _require_new(folder: Path, output: Path, overwrite: bool) -> None:
+    if not folder.is_dir():
+        raise CrepeError(f"no folder {folder}: check the path")
+    if output.exists() and not overwrite:
+        raise CrepeError(f"{output} exists: choose another folder, or replace it with --overwrite")
+    if output.exists():
+        require_replaceable(output, folder)
 
 
 def _written(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -183,6 +183,9 @@ def parse_layout(about: Mapping[str, Any]) -> Layout:
     kind = _LAYOUTS.get(given.pop("layout", ""))
     if kind is None:
         raise CrepeError(f"unknown layout {about.get('layout')!r}: this version of crepe knows {', '.join(_LAYOUTS)}")
+    odd = sorted(set(given) - {field.name for field in fields(kind)})
+    if odd:
+        raise CrepeError(f"config.json describes a tensor in layout {kind.name} wrongly: it has no {odd[0]!r}")
     try:
         layout = kind(**{**given, "shape": tuple(int(size) for size in given["shape"])})
         layout.parts()

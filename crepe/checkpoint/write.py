@@ -15,7 +15,7 @@ from torch import Tensor
 from crepe.checkpoint.blocks import checkpoint_tensors, masks_name, saved, shard_name, without_tied
 from crepe.checkpoint.files import readable_as_usual, save_tensors
 from crepe.checkpoint.section import write_section
-from crepe.errors import CrepeError
+from crepe.errors import CrepeError, UsageError
 from crepe.models.blocks import Block
 from crepe.models.onload import WeightStore
 
@@ -55,6 +55,15 @@ def assemble(
     except OSError as error:
         raise CrepeError(f"cannot write {final}: {error}; free some space and go on with --resume") from error
     return final
+
+
+def require_replaceable(output: Path, model: Path) -> None:
+    """Raises UsageError where the output is, or holds, the folder of the model, or is no output of crepe."""
+    place = output.resolve()
+    if model.resolve() == place or place in model.resolve().parents:
+        raise UsageError(f"output {output} holds the model itself: choose another folder")
+    if not output.is_dir() or (any(output.iterdir()) and not (output / "crepe.json").is_file()):
+        raise UsageError(f"{output} exists and is no output of crepe: choose another output")
 
 
 def publish(final: Path, output: Path, overwrite: bool) -> None:

@@ -34,7 +34,10 @@ def add_parser(verbs: Any) -> None:
 
 
 def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",") if part]
+    try:
+        return [int(part) for part in text.split(",") if part]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers such as 1,4, not {text!r}") from None
 
 
 def _names(text: str) -> list[str]:

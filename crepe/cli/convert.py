@@ -16,6 +16,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("folder", metavar="DIR", help="output of crepe prune, or a checkpoint in sparse-24-bitmask")
     parser.add_argument("output", metavar="OUT", help="folder to write; must not exist")
     parser.add_argument("--format", required=True, choices=("dense", "packed"), help="format of OUT")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 
@@ -24,7 +25,7 @@ def run(arguments: argparse.Namespace) -> None:
     from crepe.checkpoint.convert import convert
     from crepe.cli.output import emit, megabytes
 
-    done = convert(arguments.folder, arguments.output, arguments.format)
+    done = convert(arguments.folder, arguments.output, arguments.format, arguments.overwrite)
     line = (
         f"{done['output']}: {done['format']}, {megabytes(done['bytes'])} instead of {megabytes(done['bytes_before'])}"
     )

@@ -20,8 +20,8 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def megabytes(size: float) -> str:
-    """A size in bytes for people."""
+    """A size in bytes for people, three digits."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= scale:
+        if size >= 0.9995 * scale:  # else three digits of it would be 1e+03 of the smaller unit
             return f"{size / scale:.3g} {unit}"
     return f"{size:.0f} B"

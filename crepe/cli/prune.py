@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 _TEXT = [
@@ -11,16 +12,37 @@ _TEXT = [
     ("--revision", "REV", "branch, tag or commit of a Hub model"),
     ("--output", "DIR", "folder to write; must not exist"),
     ("--recipe", "NAME|FILE", "a shipped recipe (fast, balanced, best) or a YAML file; flags overrule it"),
-    ("--method", "NAME", "importance score: crepe (default), ria, wanda, magnitude"),
+    (
+        "--method",
+        "NAME",
+        "importance score: crepe (default), ria, wanda, magnitude; image models: l2 (default), l1, fpgm, bn-scale, "
+        "taylor, reprune, reprune-normalised, deprune (-b, -bh, -obs), bcbp (-obs, -vector, -vector-obs), toast (-l1, "
+        "-l2, -rotated)",
+    ),
     ("--pattern", "P", "unstructured (default), N:M such as 2:4, colblock:RxC, channel, head, block, or dense+2:4"),
     ("--compare", "GROUP", "unstructured: compare weights over the tensor, each output row, or the global model"),
     ("--coefficients", "FILE", "YAML file with the coefficients of the crepe score"),
-    ("--allocation", "NAME", "how the sparsity is divided over tensors: uniform (default), owl, alpha, error"),
+    (
+        "--allocation",
+        "NAME",
+        "how the sparsity is divided over tensors: uniform (default), owl, alpha, error; image models: uniform, "
+        "bn-quantile, measured",
+    ),
     ("--bounds", "GLOB=LOW:HIGH,...", "lowest and highest sparsity of the tensors of these names, for --allocation"),
-    ("--refine", "A,B", "refinements, in order: permute, fold, dsnot, swaps, sparsegpt, optimal, cg, admm, refit"),
+    (
+        "--refine",
+        "A,B",
+        "refinements, in order: permute, fold, dsnot, swaps, sparsegpt, optimal, cg, admm, refit; image models: "
+        "compensate, bn, sequential",
+    ),
     ("--include", "GLOBS", "parameters to prune although they stay dense by default, such as '*.router.*'"),
     ("--exclude", "GLOBS", "parameters to leave dense, such as '*.down_proj.*'"),
-    ("--calibration", "SRC", "self (default: the model writes it), wikitext2, c4, a Hub data set or a text file"),
+    (
+        "--calibration",
+        "SRC",
+        "self (default: the model writes it), wikitext2, c4, a Hub data set or a text file; image models: a folder, a "
+        ".parquet file or a Hub data set",
+    ),
     (
         "--pipeline",
         "NAME",
@@ -28,16 +50,21 @@ _TEXT = [
     ),
     ("--device", "D", "auto (default), cpu, cuda, cuda:1, ..."),
     ("--dtype", "T", "auto (default: the checkpoint's), bfloat16, float16, float32"),
-    ("--format", "F", "dense (default: loads everywhere), packed (smaller; needs crepe) or sliced (smaller matrices)"),
+    (
+        "--format",
+        "F",
+        "dense (default: loads everywhere), packed (smaller; needs crepe) or sliced (smaller matrices; the default of "
+        "image models)",
+    ),
     ("--optimizer", "NAME", "of --finetune: sgd (default), adamw"),
 ]
 _NUMBERS = [
     ("--sparsity", float, "S", "share of weights to remove (default 0.5; N:M has its own)"),
     ("--round-to", int, "N", "keep a multiple of N units in each layer (default 8 for --pattern channel, else 1)"),
-    ("--samples", int, "N", "calibration rows (default 64)"),
+    ("--samples", int, "N", "calibration rows (default 64) or images (256)"),
     ("--seqlen", int, "L", "tokens per calibration row (default 512)"),
     ("--refit-steps", int, "N", "steps of --refine refit on each block (default 96)"),
-    ("--batch-size", int, "B", "rows per forward (default 8); halved where memory does not suffice"),
+    ("--batch-size", int, "B", "rows per forward (default 8), halved where memory does not suffice; images (64)"),
     ("--seed", int, "S", "seed of every choice (default 0)"),
     ("--macs", float, "S", "image models: share of multiply-accumulates to keep, instead of --sparsity"),
     ("--filter-sparsity", float, "S", "image models: share of filters that deprune removes, if not that of --sparsity"),
@@ -126,8 +153,8 @@ def _image_dry_run(given: dict[str, Any], as_json: bool) -> None:
     from crepe.vision.job import plan
 
     found = plan(given)
+    found["notes"] += _output_there(given)
     lines = [
-        f"model: {found['source']}",
         f"{len(found['layers'])} layers to cut, channels before and after:",
         *(f"  {name}  {before} -> {after}" for name, (before, after) in found["layers"].items()),
         *(f"  {name}  {before:,} -> {after:,} weights" for name, (before, after) in found["zeros"].items()),
@@ -163,6 +190,14 @@ def _sliced_size(sliced: dict[str, Any]) -> str:
     return f"sliced: {sliced['parameters']:,} parameters instead of {sliced['dense_parameters']:,} ({keys})"
 
 
+def _output_there(given: dict[str, Any]) -> list[str]:
+    """A note where the run would stop at its output."""
+    output = given.get("output")
+    if not output or not Path(output).exists() or given.get("overwrite") or given.get("resume"):
+        return []
+    return [f"{output} exists: the run needs --overwrite, or another --output"]
+
+
 def _dry_run(given: dict[str, Any], as_json: bool) -> None:
     from crepe.cli.output import emit, megabytes
     from crepe.models.kind import is_image_model
@@ -186,11 +221,10 @@ def _dry_run(given: dict[str, Any], as_json: bool) -> None:
         "tensors": {name: list(shape) for name, shape in plan.shapes.items()},
         "skipped": [{"name": s.name, "shape": list(s.shape), "reason": s.reason} for s in plan.skipped],
         "expected": {"memory_bytes": needs.memory, "disk_bytes": needs.disk, "seconds": needs.seconds},
-        "notes": plan.notes,
+        "notes": plan.notes + _output_there(given),
         "recipe": recipe.result_fields,
     }
     lines = [
-        f"model: {source}",
         f"{len(plan.blocks)} blocks, {len(plan.shapes)} matrices with {weights:,} weights to prune, "
         f"pattern {choices.pattern}, sparsity {choices.sparsity:g}",
         *(f"  {name}  {shape[0]} x {shape[1]}" for name, shape in plan.shapes.items()),
@@ -202,6 +236,6 @@ def _dry_run(given: dict[str, Any], as_json: bool) -> None:
         "dense zeros: the output is as large and as fast as the dense model"
         if recipe.format == "dense"
         else f"format {recipe.format}: while it runs the disk holds what is expected at most",
-        *(f"note: {note}" for note in plan.notes),
+        *(f"note: {note}" for note in result["notes"]),
     ]
     emit(as_json, result, lines)

@@ -129,11 +129,13 @@ def _not_dense(source: Source, section: Any) -> str:
     return f"{source.name} is quantised: prune the original floating-point model and quantise afterwards"
 
 
-def require_length(config: Any, seqlen: int) -> None:
-    """Raises CrepeError where `seqlen` tokens are more than the model has positions for."""
+def require_length(config: Any, tokens: int, what: str | None = None, flag: str = "--seqlen") -> None:
+    """Raises CrepeError where `tokens` are more than the model has positions for. what, flag: how the error calls them,
+    and what lowers them."""
     longest = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if longest is not None and 0 < longest < seqlen:
-        raise CrepeError(f"seqlen {seqlen} is more than the {longest} tokens that the model can read: lower --seqlen")
+    if longest is not None and 0 < longest < tokens:
+        what = what or f"seqlen {tokens}"
+        raise CrepeError(f"{what} is more than the {longest} tokens that the model can read: lower {flag}")
 
 
 def load_tokenizer(source: Source, trust_remote_code: bool = False) -> Any:

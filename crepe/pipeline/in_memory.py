@@ -11,14 +11,14 @@ from torch import Tensor
 from crepe.calibration.rows import make_rows
 from crepe.checkpoint.convert import save_packed
 from crepe.checkpoint.packed import notes_of, sizes_of
-from crepe.checkpoint.write import publish
+from crepe.checkpoint.write import publish, require_replaceable
 from crepe.errors import CrepeError, UsageError
 from crepe.models.modes import evaluating
 from crepe.models.resolve import Source
 from crepe.pipeline import distributed
 from crepe.pipeline.attempt import needs_rows, require_one_process, walk_model
 from crepe.pipeline.journal import work_folder
-from crepe.pipeline.output import describe, require_replaceable
+from crepe.pipeline.output import describe
 from crepe.pipeline.result import Result, result_of
 from crepe.pipeline.run import Runner
 from crepe.pipeline.slices import assemble_slices
@@ -38,7 +38,7 @@ def prune_object(model: Any, tokenizer: Any, output: Any, fields: dict[str, Any]
     if rows is None and needs_rows(choices):
         rows = make_rows(recipe, tokenizer, lambda: model)
     if output is not None and Path(output).exists():
-        require_replaceable(Path(output), Source("", "", Path(recipe.model)))
+        require_replaceable(Path(output), Path(recipe.model))
         if not recipe.overwrite:
             raise CrepeError(f"{output} exists: choose another folder, or overwrite=True")
     use_eager_experts(model)

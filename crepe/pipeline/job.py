@@ -24,7 +24,10 @@ def prune(model: Any = None, output: str | Path | None = None, *, tokenizer: Any
         model: a Hub id, folder, .gguf file or alias; or a transformers model in memory, which is pruned in place.
         output: the folder to write; may be left out for a model in memory.
         tokenizer: for a model in memory, whose calibration text has to become tokens.
+        rows: for a language model in memory, its calibration tokens (samples, seqlen), instead of `calibration`.
         example: for an image model in memory, pixel values (count, 3, height, width) that it takes.
+        preprocess: for an image model in memory, what turns a list of pictures into such values, where images are
+            needed.
 
     Returns:
         A `Result`, or for an image model a `crepe.vision.job.ImageResult`.
@@ -40,6 +43,7 @@ def prune(model: Any = None, output: str | Path | None = None, *, tokenizer: Any
 
         return prune_image_object(model, example, {**fields, "output": output}, started)
     if model is not None and not isinstance(model, (str, Path)):
+        _require_text(model)
         return prune_object(model, tokenizer, output, fields, started)
     given = {**fields, "output": str(output) if output else None}
     if model is not None:
@@ -55,6 +59,15 @@ def prune(model: Any = None, output: str | Path | None = None, *, tokenizer: Any
     choices = choose(recipe)
     require_one_process(choices)
     return prune_named(recipe, choices, started)
+
+
+def _require_text(model: Any) -> None:
+    """Raises UsageError for a module in memory that reads no tokens."""
+    if not hasattr(model, "get_output_embeddings") or getattr(model, "main_input_name", "") == "pixel_values":
+        raise UsageError(
+            f"{type(model).__name__} is no language model of transformers: for an image network give example=, pixel "
+            "values that it takes"
+        )
 
 
 def prepare(recipe: Recipe, choices: Choices) -> tuple[Source, Any, Plan]:

@@ -14,14 +14,14 @@ from crepe.calibration.rows import make_rows
 from crepe.checkpoint.manifest import read_manifest
 from crepe.checkpoint.packed import layouts_of, notes_of, sizes_of
 from crepe.checkpoint.section import packed_section
-from crepe.checkpoint.write import assemble, combine_masks, publish
+from crepe.checkpoint.write import assemble, combine_masks, publish, require_replaceable
 from crepe.errors import CrepeError
 from crepe.models.resolve import Source
 from crepe.pipeline import distributed
 from crepe.pipeline.attempt import needs_rows, walk_model
 from crepe.pipeline.fingerprint import refuse_if_changed, run_fingerprint
 from crepe.pipeline.journal import Journal, is_started, work_folder
-from crepe.pipeline.output import describe, require_replaceable, require_room
+from crepe.pipeline.output import describe, require_room
 from crepe.pipeline.plan import make_plan
 from crepe.pipeline.prune import TensorReport
 from crepe.pipeline.result import Result, result_of
@@ -50,7 +50,7 @@ class _Run:
 def prune_named(recipe: Recipe, choices: Choices, started: float) -> Result:
     run = _prepared(recipe, choices, started)
     if run.output.exists():
-        require_replaceable(run.output, run.source)
+        require_replaceable(run.output, run.source.folder)
         if not recipe.overwrite and not (recipe.resume and is_started(run.output)):
             return _already_there(run)
     require_room(run.output, run.source)

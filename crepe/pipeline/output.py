@@ -11,20 +11,11 @@ from typing import Any
 from torch import Tensor
 
 from crepe.checkpoint.manifest import manifest
-from crepe.errors import CrepeError, UsageError
+from crepe.errors import CrepeError
 from crepe.models.resolve import Source
 from crepe.pipeline.journal import work_folder
 from crepe.pipeline.result import Result
 from crepe.recipe import Choices
-
-
-def require_replaceable(output: Path, source: Source) -> None:
-    """Raises UsageError where the output is, or holds, the model to prune, or is no output of crepe."""
-    place = output.resolve()
-    if source.folder.resolve() == place or place in source.folder.resolve().parents:
-        raise UsageError(f"--output {output} holds the model itself: choose another folder")
-    if not output.is_dir() or (any(output.iterdir()) and not (output / "crepe.json").is_file()):
-        raise UsageError(f"{output} exists and is no output of crepe: choose another --output")
 
 
 def require_room(output: Path, source: Source) -> None:

@@ -15,14 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from crepe.checkpoint.manifest import read_manifest
-from crepe.checkpoint.write import publish
+from crepe.checkpoint.write import publish, require_replaceable
 from crepe.errors import CrepeError, UsageError
 from crepe.models.load import parse_device
 from crepe.models.modes import evaluating
 from crepe.models.resolve import announce
 from crepe.pipeline.fingerprint import refuse_if_changed
 from crepe.pipeline.journal import Journal, is_started, work_folder
-from crepe.pipeline.output import require_replaceable
 from crepe.pipeline.result import RunResult, peak_memory
 from crepe.vision.attention import cut_heads, head_masks, output_mask
 from crepe.vision.balance import worst_imbalance
@@ -85,7 +84,7 @@ def prune_image_model(given: dict[str, Any], started: float) -> ImageResult:
     source = resolve_image(recipe.model, recipe.weights, recipe.revision)
     announce(source)
     if output.exists():
-        require_replaceable(output, source.source)
+        require_replaceable(output, source.source.folder)
     fingerprint = image_fingerprint(recipe, source, device)
     if output.exists() and not recipe.overwrite and not (recipe.resume and is_started(output)):
         return _already_there(choices, fingerprint, output)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+from crepe.configs import names
 from crepe.errors import UsageError, unknown
 from crepe.masks import ColBlock, parse_pattern
 from crepe.recipe import Recipe, build
@@ -50,6 +51,11 @@ class ImageChoices:
 
 
 def build_image(given: dict[str, Any]) -> Recipe:
+    """Raises UsageError as `build` does, and for a shipped recipe, all of which are for language models."""
+    if given.get("recipe") in names("recipes"):
+        raise UsageError(
+            f"recipe {given['recipe']!r} is for language models: name --method and --refine, or a YAML file of your own"
+        )
     return build(given, DEFAULTS)
 
 

@@ -20,6 +20,8 @@ from crepe.vision.preprocess import Preprocessor
 from crepe.vision.shapes import changed, shapes_of
 from crepe.vision.source import ATTRIBUTES, SHAPES, ImageSource
 
+# A name for the weights at which plain transformers stops, and which its error prints (see crepe.checkpoint.section).
+_GUARD = "none, because only crepe can read these widths: pip install crepe-prune, then crepe.load"
 _PACKAGES = ("crepe-prune", "torch", "transformers", "torch-pruning", "accelerate", "safetensors")
 
 
@@ -77,6 +79,8 @@ def _save_weights(
         return False
     native = None if attributes else native_config(model, shapes)
     if native is not None:
+        for key in (SHAPES, ATTRIBUTES):  # of an earlier cut that the config could not say
+            native.__dict__.pop(key, None)
         model.config = native
         with quiet():
             model.save_pretrained(final)
@@ -86,6 +90,8 @@ def _save_weights(
     setattr(model.config, ATTRIBUTES, attributes)
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(final)
+    config = final / "config.json"  # by hand, because transformers does not write this entry
+    config.write_text(json.dumps({**json.loads(config.read_text()), "transformers_weights": _GUARD}, indent=2) + "\n")
     save_tensors(final / "model.safetensors", model.state_dict())
     return False
 

@@ -74,7 +74,10 @@ def _weight_file(weights: str) -> Path:
 def _packaged(asked: str, entry: dict[str, Any]) -> Path:
     """The weight file inside an installed package."""
     if "package" not in entry:
-        raise UsageError(f"{asked} is an architecture without weights: give them with --weights FILE.safetensors")
+        raise UsageError(
+            f"{asked} is an architecture without weights: give them with --weights FILE.safetensors, those of a "
+            "--reference with --reference-weights"
+        )
     spec = importlib.util.find_spec(entry["package"])
     if not spec or not spec.submodule_search_locations:
         raise CrepeError(f"the weights of {asked} come in a package: {entry['install']}; or give --weights FILE")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from crepe.errors import CrepeError
-from crepe.pipeline.progress import bar
+from crepe.pipeline.progress import bar, bars_wanted
 from crepe.recipe import Recipe
 from crepe.vision.augment import crop_and_flip
 from crepe.vision.cut import hold
@@ -83,6 +84,7 @@ def finetune(
                 advance()
             progress = _after_epoch(progress, model, held, epoch, loss / steps)
             save_progress(work, model, optimizer, progress, accelerator.scaler)
+            _say(progress.history[-1], recipe.finetune)
     accelerator.unwrap_model(ready, keep_fp32_wrapper=False)  # what runs the model after this computes as before
     model.load_state_dict(progress.best)
     model.to("cpu").eval()
@@ -163,6 +165,15 @@ def _step(accelerator: Any, optimizer: Any, rate: float, loss: Tensor) -> None:
     optimizer.zero_grad(set_to_none=True)
     accelerator.backward(loss)
     optimizer.step()
+
+
+def _say(line: dict[str, float], epochs: int) -> None:
+    """A line for each epoch where there is no bar, as in a log."""
+    if not bars_wanted():
+        logging.getLogger("crepe").info(
+            "epoch %d of %d: loss %.4f, accuracy %.2f %% on held-back images",
+            line["epoch"], epochs, line["loss"], 100 * line["accuracy"],
+        )  # fmt: skip
 
 
 def _after_epoch(progress: Progress, model: nn.Module, held: Pixels, epoch: int, loss: float) -> Progress:

@@ -215,9 +215,15 @@ def test_dense_to_packed_and_back(
     manifests = [json.loads((tmp_path / name / "crepe.json").read_text()) for name in ("packed", "packed2")]
     assert manifests[0]["packed"]["pruned_bytes"] == manifests[1]["packed"]["pruned_bytes"]
     assert "packed" not in json.loads((tmp_path / "dense2" / "crepe.json").read_text())
-    assert "exists" in fails(
-        capsys, 1, "convert", str(tmp_path / "dense"), str(tmp_path / "dense2"), "--format", "dense"
-    )
+    packed, dense = str(tmp_path / "packed"), str(tmp_path / "dense2")
+    for places, message in (
+        ((packed, dense), "dense2 exists: choose another folder, or replace it with --overwrite"),
+        ((dense, str(tmp_path / "new")), "dense2 is dense already"),
+        ((str(tmp_path / "gone"), str(tmp_path / "new")), "gone: check the path"),
+    ):
+        assert message in fails(capsys, 1, "convert", *places, "--format", "dense")
+    assert main(["convert", packed, dense, "--format", "dense", "--overwrite"]) == 0
+    assert "holds the model itself" in fails(capsys, 2, "convert", packed, packed, "--format", "dense", "--overwrite")
 
 
 def test_the_verbs_on_a_packed_folder(

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import fails, save_tokenizer
-from crepe.cli.main import main
+from crepe.cli.main import build_parser, main
 from families import tiny_model
 
 ROWS = ["--samples", "4", "--seqlen", "16"]
@@ -33,6 +33,25 @@ def test_help_answers_quickly_and_imports_nothing_heavy() -> None:
         subprocess.run([sys.executable, "-m", "crepe.cli.main", "--help"], check=True, capture_output=True)
         times.append(time.perf_counter() - start)
     assert min(times) < 0.5, times
+
+
+def test_help_names_everything_that_can_be_chosen() -> None:
+    from crepe.allocation import ALLOCATIONS
+    from crepe.criteria import CRITERIA
+    from crepe.refine import REFINEMENTS
+    from crepe.vision.methods import METHODS
+    from crepe.vision.repairs import REPAIRS
+    from crepe.vision.widths import RULES
+
+    texts = {action.dest: action.help or "" for action in build_parser()._actions[-1].choices["prune"]._actions}
+    for flag, registries in {
+        "method": (CRITERIA, METHODS),
+        "allocation": (ALLOCATIONS, RULES),
+        "refine": (REFINEMENTS, REPAIRS),
+    }.items():
+        for name in (name for registry in registries for name in registry.names()):
+            base, _, rest = name.partition("-")
+            assert name in texts[flag] or (base in texts[flag] and f"-{rest}" in texts[flag]), (flag, name)
 
 
 def test_prune_eval_report(
@@ -64,6 +83,9 @@ def test_dry_run_touches_nothing(
     text = capsys.readouterr().out
     for words in ("3 blocks", "model.layers.0.self_attn.q_proj.weight  32 x 32", "stay dense", "expected: memory"):
         assert words in text, words
+    assert "exists" not in text
+    assert main(["prune", "--model", folder, "--output", str(tmp_path), "--dry-run"]) == 0
+    assert "exists: the run needs --overwrite" in capsys.readouterr().out
     assert main(["prune", "--model", folder, "--dry-run", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert set(result["expected"]) == {"memory_bytes", "disk_bytes", "seconds"} and len(result["tensors"]) == 21
@@ -89,9 +111,10 @@ def test_recipe_files_and_precedence(
         (["--model", "FOLDER", "--pattern", "0:4"], 2, "impossible pattern '0:4'"),
         (["--model", "FOLDER", "--pattern", "2:0"], 2, "impossible pattern '2:0'"),
         (["--model", "FOLDER", "--pattern", "dots"], 2, "unknown pattern 'dots'"),
-        (["--model", "FOLDER", "--sparsity", "1.5"], 2, "sparsity 1.5 is outside 0..1"),
-        (["--model", "FOLDER", "--sparsity", "-0.1"], 2, "sparsity -0.1 is outside 0..1"),
-        (["--model", "FOLDER", "--sparsity", "nan"], 2, "sparsity nan is outside 0..1"),
+        (["--model", "FOLDER", "--sparsity", "1.5"], 2, "sparsity 1.5 is not from 0 to below 1"),
+        (["--model", "FOLDER", "--sparsity", "0"], 2, "sparsity 0 removes nothing"),
+        (["--model", "FOLDER", "--sparsity", "-0.1"], 2, "sparsity -0.1 is not from 0 to below 1"),
+        (["--model", "FOLDER", "--sparsity", "nan"], 2, "sparsity nan is not from 0 to below 1"),
         (["--model", "FOLDER", "--pattern", "2:4", "--sparsity", "0.7"], 2, "contradicts pattern 2:4"),
         (["--model", "FOLDER", "--method", "wandas"], 2, "unknown method 'wandas': did you mean 'wanda'"),
         (["--model", "FOLDER", "--allocation", "greedy"], 2, "unknown allocation 'greedy'"),

@@ -161,7 +161,7 @@ def test_command_line(tiny_folder: Callable[..., str], capsys: pytest.CaptureFix
     [
         ([], 2, "nothing to measure"),
         (["FOLDER", "--rounds", "0"], 2, "each at least 1"),
-        (["FOLDER", "--prompt", "100000"], 1, "more than the"),
+        (["FOLDER", "--prompt", "100000"], 1, "a prompt of 100000 tokens with 32 new ones is more than the"),
         (["nowhere/at/all"], 1, "no folder"),
     ],
 )

@@ -268,6 +268,17 @@ def test_a_model_in_memory_is_pruned_in_place(tmp_path: Path) -> None:
         crepe.prune(model)
 
 
+def test_a_module_that_reads_no_tokens_is_asked_for_an_example() -> None:
+    with pytest.raises(UsageError, match=r"Linear is no language model of transformers: .* give example="):
+        crepe.prune(torch.nn.Linear(4, 4), method="fpgm")
+
+
+def test_steps_of_a_fit_that_is_not_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+    rows = torch.randint(3, 128, (2, 16))
+    crepe.prune(tiny_model("llama"), rows=rows, refit_steps=3)
+    assert "refit_steps = 3 does nothing without --refine refit" in caplog.text
+
+
 def test_blocks_that_cannot_be_walked_fall_back_to_one_forward() -> None:
     model = tiny_model("llama")
     model.model.layers = torch.nn.ModuleList(list(model.model.layers))

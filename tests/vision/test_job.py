@@ -120,7 +120,10 @@ def test_hugging_face_models_in_and_out(name: str, tmp_path: Path) -> None:
     found, manifest = _logits(str(output)), json.loads((output / "crepe.json").read_text())
     assert manifest["native"] == (name in ("vit", "swin"))
     assert (output / "preprocessor_config.json").is_file()
-    if manifest["native"]:
+    if not manifest["native"]:
+        with pytest.raises(ValueError, match="only crepe can read these widths"):
+            AutoModelForImageClassification.from_pretrained(output)
+    else:
         model = AutoModelForImageClassification.from_pretrained(output).eval()
         with torch.no_grad():
             assert torch.equal(model(EXAMPLE).logits, found)
@@ -263,7 +266,7 @@ def test_taps_and_filters_have_a_sparsity_each() -> None:
         (2, ["--macs", "0.5", "--sparsity", "0.5"], "sparsity and macs"),
         (2, ["--macs", "0.5", "--method", "bcbp"], "macs: method 'bcbp' does not only remove channels"),
         (2, ["--filter-sparsity", "0.4"], "filter_sparsity: method 'l2' does not both zero weights and remove filters"),
-        (2, ["--filter-sparsity", "1", "--method", "deprune-b"], "filter_sparsity 1.0 is outside 0..1"),
+        (2, ["--filter-sparsity", "1", "--method", "deprune-b"], "filter_sparsity 1 is not from 0 to below 1"),
         (2, ["--reorder-rows"], "reorder_rows: method 'l2' has no tiles of rows"),
         (2, ["--reorder-rows", "--method", "bcbp-obs"], "reorder_rows: method 'bcbp-obs' scores the tiles of"),
         (2, ["--method", "taylor"], "method 'taylor' needs images: give --calibration"),
@@ -272,6 +275,7 @@ def test_taps_and_filters_have_a_sparsity_each() -> None:
         (1, ["--exclude", "*"], "finds nothing to prune in this model"),
         (2, ["--refine", "admm", "--calibration", "a.parquet"], "unknown refinement of image models 'admm'"),
         (2, ["--optimizer", "lion"], "unknown optimizer 'lion'"),
+        (2, ["--recipe", "balanced"], "recipe 'balanced' is for language models"),
         (1, ["--finetune", "1", "--calibration", "gone.parquet"], "no image file at 'gone.parquet'"),
     ],
 )

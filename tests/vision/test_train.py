@@ -33,13 +33,16 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Images:
     return read_images(parquet(tmp_path_factory.mktemp("images") / "a.parquet", 60))
 
 
-def test_learns_and_holds_masks(images: Images) -> None:
+def test_learns_and_holds_masks(images: Images, caplog: pytest.LogCaptureFixture) -> None:
     model = _net()
     masks = {"layer1.0.conv1.weight": torch.zeros(4, 4, 3, 3, dtype=torch.bool)}
-    history = train.finetune(model, images, STEPS, _recipe(finetune=3), masks, CPU, None)
+    with caplog.at_level("INFO", "crepe"):
+        history = train.finetune(model, images, STEPS, _recipe(finetune=3), masks, CPU, None)
     assert [line["epoch"] for line in history] == [1, 2, 3]
     assert history[-1]["loss"] < history[0]["loss"]
     assert not model.layer1[0].conv1.weight.any() and model.layer1[0].conv2.weight.all()
+    said = [record.getMessage() for record in caplog.records if record.name == "crepe"]
+    assert len(said) == 3 and said[2].startswith(f"epoch 3 of 3: loss {history[-1]['loss']:.4f}, accuracy")
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
