@@ -23,12 +23,13 @@ def row_errors(dense: Tensor, weight: Tensor, gram: Tensor) -> Tensor:
 def keep_better(before: Matrix, after: Matrix) -> Matrix:
     """`after`, with the mask and weights of `before` in every row whose error did not fall (NaN has not fallen).
 
-    Where the rows of `after` keep other counts than those of `before`, rows of one cannot stand beside rows of the
-    other: then the matrix with the lower error is taken whole.
+    Where a pattern ties rows, as column blocks do, or the rows of `after` keep other counts than those of `before`,
+    rows of one cannot stand beside rows of the other: then the matrix with the lower error is taken whole.
     """
     old = row_errors(before.dense, before.weight, before.gram)
     new = row_errors(before.dense, after.weight, before.gram)
-    if torch.equal(before.kept.sum(1), after.kept.sum(1)):
+    alone = isinstance(before.pattern, Unstructured | NofM)
+    if alone and torch.equal(before.kept.sum(1), after.kept.sum(1)):
         fallen = (new < old)[:, None]
     else:
         fallen = new.sum() < old.sum()
@@ -49,10 +50,10 @@ def group_size(matrix: Matrix) -> int:
 
 
 def needs_single_weights(pattern: Pattern, compare: Compare) -> str | None:
-    """The obstacle of refinements that exchange single weights."""
+    """The obstacle of refinements that choose among single weights."""
     if all(isinstance(option, Unstructured | NofM | Dense) for option in pattern.alternatives):
         return None
-    return "it exchanges single weights of a row; use it with 'unstructured' or N:M"
+    return "it chooses among the single weights of a row; use it with 'unstructured' or N:M"
 
 
 def needs_own_mask(pattern: Pattern, compare: Compare) -> str | None:

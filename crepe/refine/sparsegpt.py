@@ -12,7 +12,7 @@ from crepe.masks import NofM, kept_count, select_largest
 from crepe.masks.matrix import Matrix
 from crepe.refine.base import REFINEMENTS, Refinement
 from crepe.refine.gram import inverse_factor
-from crepe.refine.rows import needs_own_mask
+from crepe.refine.rows import needs_single_weights
 
 # Columns whose mask is chosen together and whose updates reach the rest of the matrix together; the authors' value.
 BLOCK = 128
@@ -85,4 +85,4 @@ def _prune_block(weight: Tensor, upper: Tensor, choose: Choice, group: int | Non
     return weight * kept, kept, errors
 
 
-REFINEMENTS.add("sparsegpt", Refinement(function=sparsegpt, obstacle=needs_own_mask))
+REFINEMENTS.add("sparsegpt", Refinement(function=sparsegpt, obstacle=needs_single_weights))

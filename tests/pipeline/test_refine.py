@@ -226,6 +226,7 @@ def test_a_mix_gives_every_matrix_one_of_its_patterns() -> None:
     [
         ({"refine": "permute"}, "refinement 'permute' does not fit pattern unstructured: the order of columns matters"),
         ({"refine": "fold"}, "refinement 'fold' does not fit pattern unstructured"),
+        ({"refine": "sparsegpt", "pattern": "colblock:8x8"}, "does not fit pattern colblock:8x8: it chooses among"),
         ({"refine": "refit", "pipeline": "one-pass"}, "refinement 'refit' fits blocks to the inputs they will get"),
         ({"refine": "cg,cg"}, "names a refinement twice"),
         ({"refine": "admn"}, "unknown refinement 'admn': did you mean 'admm'"),

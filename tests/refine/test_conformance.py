@@ -18,6 +18,7 @@ CASES: list[tuple[str, Compare]] = [
     ("unstructured", "row"),
     ("2:4", "row"),
     ("4:8", "tensor"),
+    ("colblock:8x8", "tensor"),
 ]
 # A share of the output below which an error cannot be told from the rounding of float32.
 ROUNDING = 1e-6
