@@ -44,14 +44,14 @@ class CifarResNet(nn.Module):
         super().__init__()
         if depth < 8 or (depth - 2) % 6:
             raise UsageError(f"depth {depth} of a CIFAR ResNet: it must be 6 n + 2, such as 20 or 56")
-        count, names = (depth - 2) // 6, () if isinstance(classes, int) else classes
-        self.label2id = {name: number for number, name in enumerate(names)}
+        count = (depth - 2) // 6
+        self.label2id = {} if isinstance(classes, int) else {name: number for number, name in enumerate(classes)}
         self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.layer1 = _stage(width, width, count, 1)
         self.layer2 = _stage(width, 2 * width, count, 2)
         self.layer3 = _stage(2 * width, 4 * width, count, 2)
-        self.linear = nn.Linear(4 * width, len(names) or classes)
+        self.linear = nn.Linear(4 * width, classes if isinstance(classes, int) else len(classes))
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, 3, h, w) -> logits (batch, classes)."""
