@@ -149,6 +149,8 @@ def build(given: dict[str, Any], defaults: Mapping[str, Any] | None = None) -> R
     _require_known(merged, named)
     recipe = replace(Recipe(), **{key: _typed(key, value) for key, value in merged.items()})
     _require_ranges(recipe)
+    if "refit_steps" in given and "refit" not in recipe.refine:
+        logging.getLogger("crepe").warning("refit_steps = %d does nothing without --refine refit", recipe.refit_steps)
     return recipe
 
 
@@ -235,11 +237,11 @@ def _require_ranges(recipe: Recipe) -> None:
         raise UsageError("no model: give --model with a Hub id, a folder, a .gguf file or an alias such as llama")
     if recipe.sparsity is not None and not 0 <= recipe.sparsity < 1:
         raise UsageError(
-            f"sparsity {recipe.sparsity:g} is not from 0 to below 1: give the share of weights to remove, such as 0.5"
+            f"sparsity {recipe.sparsity:g} is not in 0 <= S < 1: give the share of weights to remove, such as 0.5"
         )
     if recipe.filter_sparsity is not None and not 0 <= recipe.filter_sparsity < 1:
         raise UsageError(
-            f"filter_sparsity {recipe.filter_sparsity:g} is not from 0 to below 1: give the share of filters to remove"
+            f"filter_sparsity {recipe.filter_sparsity:g} is not in 0 <= S < 1: give the share of filters to remove"
         )
     for name in ("samples", "seqlen", "batch_size", "refit_steps", "round_to"):
         value = getattr(recipe, name)
@@ -288,8 +290,6 @@ def _require_consistent(recipe: Recipe, pattern: Any, refinements: dict[str, Any
         raise UsageError(
             f"refinement {fitting[0]!r} fits blocks to the inputs they will get: use --pipeline sequential"
         )
-    if recipe.refit_steps != Recipe.refit_steps and "refit" not in refinements:
-        logging.getLogger("crepe").warning("refit_steps = %d does nothing without --refine refit", recipe.refit_steps)
     if len(recipe.refine) != len(refinements):
         raise UsageError(f"refine = {','.join(recipe.refine)!r} names a refinement twice")
 
@@ -320,7 +320,7 @@ def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 def _sparsity(recipe: Recipe, pattern: Any) -> float:
     fixed: float | None = pattern.fixed_sparsity
-    if recipe.sparsity == 0:
+    if fixed is None and recipe.sparsity == 0:
         raise UsageError("sparsity 0 removes nothing: give the share of weights to remove, such as 0.5")
     if fixed is None:
         return 0.5 if recipe.sparsity is None else recipe.sparsity

@@ -62,7 +62,7 @@ def bench(
         opened["reference"] = load_model(model, **{**options, "device": "cpu"}).dequantize().to(place)
     for one in opened.values():
         what = f"a prompt of {prompt} tokens with {new_tokens} new ones"
-        require_length(one.config, prompt + new_tokens + 1, what, "--prompt")
+        require_length(one.config, prompt + new_tokens, what, "--prompt or --new-tokens")
     with torch.cuda.device(place) if place.type == "cuda" else nullcontext():
         runs, ratios, notes = measure(opened, batch, prompt, new_tokens, rounds, place, compile)
     return {

@@ -38,15 +38,25 @@ def self_rows(model: Any, tokenizer: Any, samples: int, seqlen: int, seed: int) 
 
 
 def cache_bytes(model: Any, samples: int, seqlen: int) -> int:
-    """What keys and values of the rows take while they are written, by the model's config."""
-    config = model.config.get_text_config()
-    width = int(getattr(config, "hidden_size", 0) or 0)
-    heads = getattr(config, "num_attention_heads", None)
-    if heads:
-        of_one = getattr(config, "head_dim", None) or width // heads
-        width = of_one * (getattr(config, "num_key_value_heads", None) or heads)
-    layers = int(getattr(config, "num_hidden_layers", 0) or 0)
-    return 2 * layers * min(_BATCH, samples) * seqlen * width * int(model.dtype.itemsize)
+    """What the cache of the rows takes when they are full: what it holds of one and of two tokens, drawn on. The model
+    may be on the meta device; one that does not run there counts as keys and values of its whole width."""
+    rows = min(_BATCH, samples)
+    try:
+        one, two = _held(model, 1), _held(model, 2)
+    except Exception:
+        config = model.config.get_text_config()
+        width = getattr(config, "hidden_size", 0) * getattr(config, "num_hidden_layers", 0)
+        return int(2 * width * rows * seqlen * model.dtype.itemsize)
+    return rows * (one + (seqlen - 1) * (two - one))
+
+
+def _held(model: Any, tokens: int) -> int:
+    """Bytes of the cache after so many tokens of one row."""
+    row = torch.zeros(1, tokens, dtype=torch.int64, device=next(model.parameters()).device)
+    with torch.no_grad():
+        cache = getattr(model(row, use_cache=True), "past_key_values", None)
+    kept = (t for layer in getattr(cache, "layers", ()) for t in vars(layer).values() if isinstance(t, Tensor))
+    return sum(tensor.numel() * tensor.element_size() for tensor in kept)
 
 
 def _opening(tokenizer: Any) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,15 +36,17 @@ def convert(folder: str | Path, output: str | Path, format: str, overwrite: bool
     overwrite: replace an output of crepe that is there.
 
     Raises:
-        CrepeError: the output exists, the folder cannot be read, or is in that format already.
+        CrepeError: the output exists, the folder cannot be read, or is in that format already. UsageError: what is to
+            be replaced is no output of crepe, or holds `folder`.
     """
     from crepe.checkpoint.read import load
 
-    folder, output = Path(folder), Path(output)
+    folder, output = Path(folder), Path(output).absolute()
     _require_new(folder, output, overwrite)
-    if format == "dense" and not read_section(folder):
-        raise CrepeError(f"{folder} is dense already: there is nothing to unpack")
-    if read_section(folder).get("format") == "sliced":
+    section = read_section(folder)
+    if (format == "dense" and not section) or section.get("format") == format:
+        raise CrepeError(f"{folder} is {format} already")
+    if section.get("format") == "sliced":
         raise CrepeError(f"{folder} is sliced, with a width for each layer: it is dense already and cannot be packed")
     content = read_manifest(folder) if format == "packed" or (folder / "crepe.json").is_file() else None
     if content is not None and ("sliced" in content or content.get("kind") == "image-classification"):
@@ -53,15 +56,15 @@ def convert(folder: str | Path, output: str | Path, format: str, overwrite: bool
         model.dequantize()
         # Those of the packed file, whose tensors have their names in memory; the default ones lead to the checkpoint's.
         del model._weight_conversions
-    work = output.with_name(output.name + ".converting")
-    shutil.rmtree(work, ignore_errors=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    place = Path(tempfile.mkdtemp(prefix=f"{output.name}.", dir=output.parent))
     try:
-        final, reports = _written(model, content, work, format)
+        final, reports = _written(model, content, place / "work", format)
         tokenizer.save_pretrained(final)
         _describe(folder, final, content, reports)
         publish(final, output, overwrite)
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(place, ignore_errors=True)
     before, after = (sum(file.stat().st_size for file in place.glob("*.safetensors")) for place in (folder, output))
     sizes = {"bytes_before": before, "bytes": after}
     return {"output": str(output), "format": format, **sizes, "notes": notes_of(reports)}

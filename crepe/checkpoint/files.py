@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from torch import Tensor
@@ -27,13 +27,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def readable_as_usual(folder: Path) -> None:
-    """Give the files of `folder` the mode of a new file: safetensors lets nobody else read what it wrote."""
+    """Give the weights in `folder` the mode of a new file, where the disk knows modes: safetensors lets nobody else
+    read what it wrote."""
     probe = folder / ".mode"
     probe.touch()
     mode = probe.stat().st_mode
     probe.unlink()
-    for file in folder.iterdir():
-        if file.is_file():
+    for file in folder.glob("*.safetensors"):
+        with suppress(OSError):
             file.chmod(mode)
 
 

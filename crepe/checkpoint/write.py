@@ -67,13 +67,19 @@ def require_replaceable(output: Path, model: Path) -> None:
 
 
 def publish(final: Path, output: Path, overwrite: bool) -> None:
-    """Make `final` the output folder. A folder of that name is only ever replaced by a complete one."""
+    """Make `final` the output folder. A folder of that name is only ever replaced by a complete one: where that fails
+    it is put back."""
     readable_as_usual(final)
+    replaced = final.parent / "replaced"
+    shutil.rmtree(replaced, ignore_errors=True)
     if output.exists() and overwrite:
-        replaced = final.parent / "replaced"
-        shutil.rmtree(replaced, ignore_errors=True)
         output.rename(replaced)
-    os.rename(final, output)
+    try:
+        os.rename(final, output)
+    except BaseException:
+        if replaced.exists():
+            replaced.rename(output)
+        raise
     shutil.rmtree(final.parent)
 
 

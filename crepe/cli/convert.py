@@ -14,7 +14,7 @@ def add_parser(verbs: Any) -> None:
         epilog="example: crepe convert llama-2of4 llama-2of4-packed --format packed",
     )
     parser.add_argument("folder", metavar="DIR", help="output of crepe prune, or a checkpoint in sparse-24-bitmask")
-    parser.add_argument("output", metavar="OUT", help="folder to write; must not exist")
+    parser.add_argument("output", metavar="OUT", help="folder to write")
     parser.add_argument("--format", required=True, choices=("dense", "packed"), help="format of OUT")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

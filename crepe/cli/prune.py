@@ -16,8 +16,8 @@ _TEXT = [
         "--method",
         "NAME",
         "importance score: crepe (default), ria, wanda, magnitude; image models: l2 (default), l1, fpgm, bn-scale, "
-        "taylor, reprune, reprune-normalised, deprune (-b, -bh, -obs), bcbp (-obs, -vector, -vector-obs), toast (-l1, "
-        "-l2, -rotated)",
+        "taylor, reprune, reprune-normalised, deprune, deprune-b, deprune-bh, deprune-obs, bcbp, bcbp-obs, "
+        "bcbp-vector, bcbp-vector-obs, toast, toast-l1, toast-l2, toast-rotated",
     ),
     ("--pattern", "P", "unstructured (default), N:M such as 2:4, colblock:RxC, channel, head, block, or dense+2:4"),
     ("--compare", "GROUP", "unstructured: compare weights over the tensor, each output row, or the global model"),
@@ -138,14 +138,21 @@ def _image_lines(result: Any) -> list[str]:
         f"{result.output}: {result.sparsity:.2%} of the weights in {len(result.tensors)} tensors are gone, "
         f"{len(result.skipped)} tensors stay dense",
         f"parameters {parameters}, multiply-accumulates per image {macs}",
-        *(
-            f"epoch {t['epoch']:.0f}: loss {t['loss']:.4f}, accuracy {t['accuracy']:.2%} on held-back images"
-            for t in result.training
-        ),
+        *_best_epoch(result.training),
         f"{result.seconds:.1f} s; accuracy and time: crepe eval {result.output} --data IMAGES --reference BASE_MODEL "
         "--latency --save",
     ]
     return [*lines, *(f"note: {note}" for note in result.notes)]
+
+
+def _best_epoch(training: list[dict[str, float]]) -> list[str]:
+    if not training:
+        return []
+    best = max(training, key=lambda line: line["accuracy"])
+    return [
+        f"kept epoch {best['epoch']:.0f} of {len(training)}: accuracy {best['accuracy']:.2%} on held-back images, loss "
+        f"{best['loss']:.4f}"
+    ]
 
 
 def _image_dry_run(given: dict[str, Any], as_json: bool) -> None:
@@ -195,7 +202,7 @@ def _output_there(given: dict[str, Any]) -> list[str]:
     output = given.get("output")
     if not output or not Path(output).exists() or given.get("overwrite") or given.get("resume"):
         return []
-    return [f"{output} exists: the run needs --overwrite, or another --output"]
+    return [f"{output} exists: the run stops there; --overwrite replaces an output of crepe"]
 
 
 def _dry_run(given: dict[str, Any], as_json: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +29,16 @@ _SPLITS = {"calibration": ("train",), "evaluation": ("test", "validation", "vali
 @dataclass(frozen=True)
 class Images:
     """Pictures and labels. pictures: what `decode` understands; labels: one number each, empty where there are none;
-    names: how an error calls each picture; guessed: how many folders were numbered by the alphabet, 0 where the
-    numbers are known."""
+    names: how an error calls each picture; unknown: folders whose names are no classes of the model, so that all were
+    numbered by the alphabet; known: how many folders have the names of classes."""
 
     source: str
     pictures: Sequence[Any]
     labels: tuple[int, ...]
     names: Callable[[int], str]
     decode: Callable[[Any], Any]
-    guessed: int = 0
+    unknown: tuple[str, ...] = ()
+    known: int = 0
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -55,14 +56,8 @@ class Images:
     def subset(self, indices: Sequence[int]) -> Images:
         labels = tuple(self.labels[i] for i in indices) if self.labels else ()
         chosen = list(indices)
-        return Images(
-            self.source,
-            _Chosen(self.pictures, chosen),
-            labels,
-            lambda i: self.names(chosen[i]),
-            self.decode,
-            self.guessed,
-        )
+        pictures = _Chosen(self.pictures, chosen)
+        return replace(self, pictures=pictures, labels=labels, names=lambda i: self.names(chosen[i]))
 
 
 class _Chosen(Sequence[Any]):
@@ -97,20 +92,34 @@ def read_images(source: str, purpose: str = "evaluation", label_ids: Mapping[str
 
 
 def require_labels(images: Images, classes: int, what: str) -> None:
-    """Raises CrepeError where there are no labels, labels that the model has no class for, or folders of unknown names
-    that are not as many as its classes, so that the alphabet cannot say which is which."""
+    """Raises CrepeError where there are no labels, labels that the model has no class for, or folders of which the
+    alphabet cannot say which is which class."""
     if not images.labels:
         raise CrepeError(f"{images.source} has no labels, and {what} needs them: give labelled images")
-    if images.guessed not in (0, classes):
-        raise CrepeError(
-            f"{images.source} has {images.guessed} folders, none of them called as one of the {classes} classes of the "
-            "model: name them so, or give one folder for each class, in alphabetical order"
-        )
+    if images.unknown:
+        _require_order(images, classes)
     low, high = min(images.labels), max(images.labels)
     if low < 0 or high >= classes:
         raise CrepeError(
             f"{images.source} has label {high if high >= classes else low}, the model has {classes} classes "
             f"(0..{classes - 1}): give the data set that the model was trained for"
+        )
+
+
+def _require_order(images: Images, classes: int) -> None:
+    """Raises CrepeError where folders with names that the model does not know cannot be numbered by the alphabet."""
+    source, unknown = images.source, images.unknown
+    if images.known:
+        raise CrepeError(f"{source} has the folder {unknown[0]!r}, which is no class of the model: rename it")
+    if len(unknown) != classes:
+        raise CrepeError(
+            f"{source} has {len(unknown)} folders with names that the model does not know, and the model has {classes} "
+            "classes: give one folder for each, in alphabetical order"
+        )
+    if all(name.isdigit() for name in unknown) and len({len(name) for name in unknown}) > 1:
+        raise CrepeError(
+            f"the folders of {source} are numbers whose order is not that of the alphabet: fill them up with zeros, "
+            "such as 02"
         )
 
 
@@ -180,7 +189,7 @@ def _folder(source: str, path: Path, label_ids: Mapping[str, int]) -> Images:
     """Sub-folders are classes, in alphabetical order unless the model knows their names; hidden ones are none.
 
     Raises:
-        CrepeError: no images, images beside the classes, or the model knows the names of some classes only.
+        CrepeError: no images, or images beside the classes.
     """
     from PIL import Image
 
@@ -191,13 +200,12 @@ def _folder(source: str, path: Path, label_ids: Mapping[str, int]) -> Images:
     if stray is not None:
         raise CrepeError(f"{stray} lies beside the folders of the classes: move it into one of them, or take it out")
     unknown = [name for name in classes if name not in label_ids]
-    if label_ids and 0 < len(unknown) < len(classes):
-        raise CrepeError(f"{source} has the folder {unknown[0]!r}, which is no class of the model: rename it")
     if not files:
         raise CrepeError(f"{source} holds no images: expected one folder per class with {', '.join(ENDINGS)} files")
     numbers = {name: i if unknown else label_ids[name] for i, name in enumerate(classes)}
     labels = tuple(numbers[file.relative_to(path).parts[0]] for file in files) if classes else ()
-    return Images(source, files, labels, lambda i: str(files[i]), Image.open, len(unknown))
+    known = len(classes) - len(unknown)
+    return Images(source, files, labels, lambda i: str(files[i]), Image.open, tuple(unknown), known)
 
 
 def _parquet(source: str, path: Path) -> Images:

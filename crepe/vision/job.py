@@ -125,7 +125,7 @@ def prune_image_object(model: nn.Module, example: Tensor, given: dict[str, Any],
     if choices.needs_images and preprocess is None:
         raise UsageError("preprocess: give the function that turns a list of pictures into pixel values")
     frozen = frozenset(name for name, p in model.named_parameters() if not p.requires_grad)
-    images = _images(choices, None)
+    images = _images(choices, model)
     # Graph, costs and cut are worked out on the CPU; only what reads the images runs on the device.
     run = _Run(choices, model.to("cpu"), preprocess, images, device, example.to("cpu"), frozen)
     with evaluating(model):

@@ -170,10 +170,8 @@ def _step(accelerator: Any, optimizer: Any, rate: float, loss: Tensor) -> None:
 def _say(line: dict[str, float], epochs: int) -> None:
     """A line for each epoch where there is no bar, as in a log."""
     if not bars_wanted():
-        logging.getLogger("crepe").info(
-            "epoch %d of %d: loss %.4f, accuracy %.2f %% on held-back images",
-            line["epoch"], epochs, line["loss"], 100 * line["accuracy"],
-        )  # fmt: skip
+        found = f"loss {line['loss']:.4f}, accuracy {line['accuracy']:.2%} on held-back images"
+        logging.getLogger("crepe").info("epoch %d of %d: %s", line["epoch"], epochs, found)
 
 
 def _after_epoch(progress: Progress, model: nn.Module, held: Pixels, epoch: int, loss: float) -> Progress:

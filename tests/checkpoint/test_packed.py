@@ -219,9 +219,10 @@ def test_dense_to_packed_and_back(
     for places, message in (
         ((packed, dense), "dense2 exists: choose another folder, or replace it with --overwrite"),
         ((dense, str(tmp_path / "new")), "dense2 is dense already"),
+        ((packed, str(tmp_path / "new"), "--format", "packed"), "packed is packed already"),
         ((str(tmp_path / "gone"), str(tmp_path / "new")), "gone: check the path"),
     ):
-        assert message in fails(capsys, 1, "convert", *places, "--format", "dense")
+        assert message in fails(capsys, 1, "convert", "--format", "dense", *places)
     assert main(["convert", packed, dense, "--format", "dense", "--overwrite"]) == 0
     assert "holds the model itself" in fails(capsys, 2, "convert", packed, packed, "--format", "dense", "--overwrite")
 

@@ -58,6 +58,26 @@ def test_the_dtype_is_kept_and_can_be_changed(tiny_folder: Callable[..., str], t
         assert json.loads((tmp_path / dtype / "config.json").read_text())["dtype"] == str(wanted).split(".")[1]
 
 
+def test_what_was_there_stays_where_the_new_folder_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    final, output = tmp_path / "work" / "final", tmp_path / "out"
+    for folder in (final, output):
+        folder.mkdir(parents=True)
+        (folder / "name").write_text(folder.name)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(write.os, "rename", full)
+        with pytest.raises(OSError, match="No space left"):
+            write.publish(final, output, overwrite=True)
+    assert (output / "name").read_text() == "out" and (final / "name").read_text() == "final"
+    write.publish(final, output, overwrite=True)
+    assert (output / "name").read_text() == "final" and sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+
+
 def test_no_negative_zero_is_stored(tiny_folder: Callable[..., str], text_file: str, tmp_path: Path) -> None:
     result = crepe.prune(tiny_folder(), tmp_path / "out", calibration=text_file, samples=4, seqlen=16)
     tensors = load_file(tmp_path / "out" / "model.safetensors")

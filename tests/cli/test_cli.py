@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -49,9 +50,8 @@ def test_help_names_everything_that_can_be_chosen() -> None:
         "allocation": (ALLOCATIONS, RULES),
         "refine": (REFINEMENTS, REPAIRS),
     }.items():
-        for name in (name for registry in registries for name in registry.names()):
-            base, _, rest = name.partition("-")
-            assert name in texts[flag] or (base in texts[flag] and f"-{rest}" in texts[flag]), (flag, name)
+        words = set(re.findall(r"[a-z0-9-]+", texts[flag]))
+        assert {name for registry in registries for name in registry.names()} <= words, flag
 
 
 def test_prune_eval_report(
@@ -85,7 +85,7 @@ def test_dry_run_touches_nothing(
         assert words in text, words
     assert "exists" not in text
     assert main(["prune", "--model", folder, "--output", str(tmp_path), "--dry-run"]) == 0
-    assert "exists: the run needs --overwrite" in capsys.readouterr().out
+    assert "exists: the run stops there" in capsys.readouterr().out
     assert main(["prune", "--model", folder, "--dry-run", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert set(result["expected"]) == {"memory_bytes", "disk_bytes", "seconds"} and len(result["tensors"]) == 21
@@ -111,10 +111,10 @@ def test_recipe_files_and_precedence(
         (["--model", "FOLDER", "--pattern", "0:4"], 2, "impossible pattern '0:4'"),
         (["--model", "FOLDER", "--pattern", "2:0"], 2, "impossible pattern '2:0'"),
         (["--model", "FOLDER", "--pattern", "dots"], 2, "unknown pattern 'dots'"),
-        (["--model", "FOLDER", "--sparsity", "1.5"], 2, "sparsity 1.5 is not from 0 to below 1"),
+        (["--model", "FOLDER", "--sparsity", "1.5"], 2, "sparsity 1.5 is not in 0 <= S < 1"),
         (["--model", "FOLDER", "--sparsity", "0"], 2, "sparsity 0 removes nothing"),
-        (["--model", "FOLDER", "--sparsity", "-0.1"], 2, "sparsity -0.1 is not from 0 to below 1"),
-        (["--model", "FOLDER", "--sparsity", "nan"], 2, "sparsity nan is not from 0 to below 1"),
+        (["--model", "FOLDER", "--sparsity", "-0.1"], 2, "sparsity -0.1 is not in 0 <= S < 1"),
+        (["--model", "FOLDER", "--sparsity", "nan"], 2, "sparsity nan is not in 0 <= S < 1"),
         (["--model", "FOLDER", "--pattern", "2:4", "--sparsity", "0.7"], 2, "contradicts pattern 2:4"),
         (["--model", "FOLDER", "--method", "wandas"], 2, "unknown method 'wandas': did you mean 'wanda'"),
         (["--model", "FOLDER", "--allocation", "greedy"], 2, "unknown allocation 'greedy'"),

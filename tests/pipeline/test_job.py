@@ -273,6 +273,24 @@ def test_a_module_that_reads_no_tokens_is_asked_for_an_example() -> None:
         crepe.prune(torch.nn.Linear(4, 4), method="fpgm")
 
 
+def test_a_model_that_reads_pixels_and_writes_tokens_is_pruned() -> None:
+    from transformers import (
+        Blip2Config,
+        Blip2ForConditionalGeneration,
+        Blip2QFormerConfig,
+        Blip2VisionConfig,
+        OPTConfig,
+    )
+
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = OPTConfig(**{**sizes, "ffn_dim": 32, "vocab_size": 64, "word_embed_proj_dim": 16})
+    vision = Blip2VisionConfig(**sizes, image_size=16, patch_size=8)
+    config = Blip2Config(vision_config=vision, qformer_config=Blip2QFormerConfig(**sizes), text_config=text)
+    model = Blip2ForConditionalGeneration(config)
+    assert model.main_input_name == "pixel_values"
+    assert crepe.prune(model, method="magnitude").tensors
+
+
 def test_steps_of_a_fit_that_is_not_asked_for(caplog: pytest.LogCaptureFixture) -> None:
     rows = torch.randint(3, 128, (2, 16))
     crepe.prune(tiny_model("llama"), rows=rows, refit_steps=3)

@@ -109,8 +109,20 @@ def test_pictures_outside_of_classes(tmp_path: Path) -> None:
 
 
 def test_a_class_that_the_model_does_not_know_is_named(tmp_path: Path) -> None:
+    images = read_images(str(_folder(tmp_path / "data")), label_ids={"dog": 3, "mouse": 7})
+    assert len(list(batches(images, STEPS, 8))) == 1  # where no labels are needed nothing is wrong
     with pytest.raises(CrepeError, match="folder 'cat', which is no class of the model"):
-        read_images(str(_folder(tmp_path / "data")), label_ids={"dog": 3, "mouse": 7})
+        require_labels(images, 8, "accuracy")
+
+
+def test_folders_that_are_numbers_are_in_the_order_of_numbers(tmp_path: Path) -> None:
+    for names, right in ((("1", "2", "10"), False), (("01", "02", "10"), True)):
+        for name in names:
+            (tmp_path / str(right) / name).mkdir(parents=True)
+            picture(0).save(tmp_path / str(right) / name / "x.png")
+    require_labels(read_images(str(tmp_path / "True")), 3, "accuracy")
+    with pytest.raises(CrepeError, match="numbers whose order is not that of the alphabet"):
+        require_labels(read_images(str(tmp_path / "False")), 3, "accuracy")
 
 
 def test_folders_of_unknown_names_are_as_many_as_classes(tmp_path: Path) -> None:
@@ -118,7 +130,7 @@ def test_folders_of_unknown_names_are_as_many_as_classes(tmp_path: Path) -> None
     images = read_images(str(_folder(tmp_path / "data")))
     require_labels(images, 2, "accuracy")
     for classes in (1, 3):
-        with pytest.raises(CrepeError, match=rf"has 2 folders, none of them called as one of the {classes} classes"):
+        with pytest.raises(CrepeError, match=rf"has 2 folders with names .* and the model has {classes} classes"):
             require_labels(images.subset([0, 1]), classes, "accuracy")
     require_labels(read_images(str(_folder(tmp_path / "data")), label_ids={"dog": 3, "cat": 7}), 10, "accuracy")
 

@@ -18,7 +18,7 @@ from crepe.vision import job
 from crepe.vision.load import logits_of
 from crepe.vision.nets.cifar_resnet import CifarResNet
 from crepe.vision.recipe import build_image
-from image_data import hugging_face_folder, net_folder, parquet
+from image_data import STEPS, hugging_face_folder, net_folder, parquet, picture
 from image_families import Grouped, Separable, plain
 from runs import files_of
 
@@ -81,6 +81,24 @@ def test_one_layer_names_all_that_hang_together() -> None:
         result = crepe.prune(CifarResNet(8), example=EXAMPLE, method="l2", sparsity=0.5, **fields)
         found[case] = {s["name"]: s["reason"].split()[0] for s in result.skipped}.get("conv1.weight")
     assert found == {"left": "additions", "first": "the", "later": "the", "both": "excluded"}
+
+
+def test_a_model_in_memory_numbers_folders_by_its_own_names(tmp_path: Path) -> None:
+    """In the order of the alphabet the last class would be the first; the folder itself names three of the five."""
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    ids = {name: number for number, name in enumerate(["zebra", "yak", "wolf", "viper", "urial"])}
+    for number, name in enumerate(["yak", "zebra", "viper"]):
+        (tmp_path / name).mkdir()
+        for index in range(2):
+            picture(number + 5 * index).save(tmp_path / name / f"{index}.png")
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+    model = ResNetForImageClassification(ResNetConfig(**sizes, label2id=ids, id2label={i: n for n, i in ids.items()}))
+    fields = {"example": EXAMPLE, "preprocess": STEPS, "calibration": str(tmp_path), "method": "taylor"}
+    assert crepe.prune(model.eval(), sparsity=0.5, **fields).layers
+    (tmp_path / "horse").mkdir()
+    with pytest.raises(crepe.CrepeError, match="folder 'horse', which is no class of the model"):
+        crepe.prune(model.eval(), sparsity=0.5, **fields)
 
 
 def test_zeroed_and_sliced_folders_compute_the_same(place: dict[str, str], tmp_path: Path) -> None:
@@ -266,7 +284,7 @@ def test_taps_and_filters_have_a_sparsity_each() -> None:
         (2, ["--macs", "0.5", "--sparsity", "0.5"], "sparsity and macs"),
         (2, ["--macs", "0.5", "--method", "bcbp"], "macs: method 'bcbp' does not only remove channels"),
         (2, ["--filter-sparsity", "0.4"], "filter_sparsity: method 'l2' does not both zero weights and remove filters"),
-        (2, ["--filter-sparsity", "1", "--method", "deprune-b"], "filter_sparsity 1 is not from 0 to below 1"),
+        (2, ["--filter-sparsity", "1", "--method", "deprune-b"], "filter_sparsity 1 is not in 0 <= S < 1"),
         (2, ["--reorder-rows"], "reorder_rows: method 'l2' has no tiles of rows"),
         (2, ["--reorder-rows", "--method", "bcbp-obs"], "reorder_rows: method 'bcbp-obs' scores the tiles of"),
         (2, ["--method", "taylor"], "method 'taylor' needs images: give --calibration"),
