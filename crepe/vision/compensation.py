@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+# A variance below this share of the mean square is what the rounding of float32 sums leaves of a constant.
+_ROUNDING = 1e-5
+
 
 @dataclass(frozen=True, eq=False)
 class Moments:
@@ -17,7 +20,12 @@ class Moments:
 
 
 def moments_of(total: Tensor, gram: Tensor, tokens: int) -> Moments:
-    """total: sum of the inputs, (in,); gram: sum of x x^T, (in, in); tokens: how many inputs they hold."""
-    mean = total.double() / tokens
-    covariance = gram.double() / tokens - mean[..., :, None] * mean[..., None, :]
+    """total: sum of the inputs, (in,); gram: sum of x x^T, (in, in); tokens: how many inputs they hold.
+
+    An input that is constant has a covariance of exactly 0: what the difference leaves of it is rounding, of any sign.
+    """
+    mean, second = total.double() / tokens, gram.double() / tokens
+    covariance = second - mean[..., :, None] * mean[..., None, :]
+    varies = covariance.diagonal(dim1=-2, dim2=-1) > _ROUNDING * second.diagonal(dim1=-2, dim2=-1)
+    covariance *= varies[..., :, None] & varies[..., None, :]
     return Moments(mean.float(), covariance.float())
