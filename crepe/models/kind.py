@@ -1,4 +1,4 @@
-"""Whether a name stands for an image classifier or a language model: decided by structure, in this one place."""
+"""Whether a name stands for an image model or a language model: decided by structure, in this one place."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+# Endings of classes whose encoder is what they are kept for; any other head must not be lost.
+_ENCODERS = ("Model", "ForPreTraining", "ForMaskedImageModeling")
+# What the config of a model has that reads or writes words.
+_WORDS = {"vocab_size", "text_config", "llm_config", "language_config", "thinker_config"}
+
 
 def is_image_model(asked: str, revision: str | None = None) -> bool:
-    """True for aliases of nets, and for folders and Hub models whose config names an image classifier.
+    """True for aliases of nets, and for folders and Hub models whose config names an image classifier or encoder.
 
     Raises:
         CrepeError, UsageError: the name stands for nothing (from `crepe.models.resolve`).
@@ -26,10 +31,13 @@ def is_image_model(asked: str, revision: str | None = None) -> bool:
 
 
 def is_image_config(config: dict[str, Any]) -> bool:
-    """config: the content of a config.json. `net` is crepe's own, `architecture` with `pretrained_cfg` is timm's."""
+    """config: the content of a config.json. `net` is crepe's own, `architecture` with `pretrained_cfg` is timm's; an
+    encoder of images, such as a masked autoencoder, has a size of images and no words."""
     names = config.get("architectures") or ()
     timm = "pretrained_cfg" in config and "architecture" in config
-    return "net" in config or timm or any(name.endswith("ForImageClassification") for name in names)
+    headless = bool(names) and all(name.endswith(_ENCODERS) for name in names)
+    encoder = headless and {"image_size", "hidden_size"} <= config.keys() and not _WORDS & config.keys()
+    return "net" in config or timm or encoder or any("ForImageClassification" in name for name in names)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -70,8 +70,9 @@ def _use(manifest: dict[str, Any]) -> str:
         lines = ["import crepe", "", 'model, preprocess = crepe.load("path/to/this/folder")']
         lines.append("logits = model(preprocess([picture]))")
     else:
-        lines = ["from transformers import AutoImageProcessor, AutoModelForImageClassification", ""]
-        lines.append('model = AutoModelForImageClassification.from_pretrained("path/to/this/folder")')
+        auto = manifest.get("auto_class", "AutoModelForImageClassification")
+        lines = [f"from transformers import AutoImageProcessor, {auto}", ""]
+        lines.append(f'model = {auto}.from_pretrained("path/to/this/folder")')
         lines.append('processor = AutoImageProcessor.from_pretrained("path/to/this/folder")')
     return "```python\n" + "\n".join(lines) + "\n```"
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from crepe.errors import CrepeError
 from crepe.vision.group import Group, Member
-from crepe.vision.load import logits_of
+from crepe.vision.load import outputs_of
 
 # Operations over which a channel is not a channel any more.
 _ATTENTION = ("Bmm", "ScaledDotProduct", "BaddbmmBackward", "SafeSoftmax", "SoftmaxBackward")
@@ -36,7 +36,7 @@ class Graph:
             with torch.enable_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 model.requires_grad_(True)
-                self._graph.build_dependency(model, example, output_transform=logits_of, verbose=False)
+                self._graph.build_dependency(model, example, output_transform=outputs_of, verbose=False)
                 found = list(self._graph.get_all_groups())
         except CrepeError:
             raise

@@ -38,19 +38,30 @@ def build(source: ImageSource) -> nn.Module:
 
     if source.net is not None:
         return NETS.get(source.net.name)(**source.net.arguments)
-    from transformers import AutoConfig, AutoModelForImageClassification
+    from transformers import AutoConfig
 
     with readable_failure(source.source), quiet():
         config = AutoConfig.from_pretrained(source.source.folder)
-        model: nn.Module = AutoModelForImageClassification.from_config(config)
+        model: nn.Module = auto_class(config).from_config(config)
         return model
 
 
+def auto_class(config: Any) -> Any:
+    """The class of transformers that opens a model of this config: with a classifier, or an encoder alone where its
+    weights are those of another class of transformers."""
+    import transformers
+
+    names = config.architectures or ()
+    other = [name for name in names if hasattr(transformers, name) and "ForImageClassification" not in name]
+    return transformers.AutoModel if other else transformers.AutoModelForImageClassification
+
+
 def _pretrained(source: ImageSource) -> nn.Module:
-    from transformers import AutoModelForImageClassification
+    from transformers import AutoConfig
 
     with readable_failure(source.source), quiet():
-        model, report = AutoModelForImageClassification.from_pretrained(
+        config = AutoConfig.from_pretrained(source.source.folder)
+        model, report = auto_class(config).from_pretrained(
             source.source.folder, output_loading_info=True, dtype="float32"
         )
     missing = sorted(report["missing_keys"])
@@ -120,11 +131,21 @@ def label_ids_of(model: Any) -> Mapping[str, int]:
     return found
 
 
-def logits_of(output: Any) -> Tensor:
-    """The logits (batch, classes) in what a model returns."""
+def outputs_of(output: Any) -> Tensor:
+    """What can be compared in what a model returns: logits, or the first tensor, such as the states of an encoder."""
     found = output if isinstance(output, Tensor) else getattr(output, "logits", None)
     if found is None:
         found = output[0]
-    if not isinstance(found, Tensor) or found.dim() != 2:
-        raise CrepeError(f"the model returns {type(output).__name__}: expected logits (batch, classes)")
+    if not isinstance(found, Tensor):
+        raise CrepeError(f"the model returns {type(output).__name__}: expected a tensor, or one in first place")
+    return found
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits (batch, classes) in what a model returns."""
+    found = outputs_of(output)
+    if found.dim() != 2:
+        raise CrepeError(
+            f"the model returns {type(output).__name__}: expected logits (batch, classes), which an encoder has none of"
+        )
     return found

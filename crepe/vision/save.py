@@ -14,7 +14,7 @@ from crepe.checkpoint.files import save_tensors
 from crepe.checkpoint.manifest import FORMAT, package_version, published
 from crepe.errors import CrepeError
 from crepe.models.load import quiet
-from crepe.vision.load import build
+from crepe.vision.load import auto_class, build
 from crepe.vision.native import native_config
 from crepe.vision.preprocess import Preprocessor
 from crepe.vision.shapes import changed, shapes_of
@@ -55,6 +55,8 @@ def save_image_model(
 
             about["result"].notes.append(export(model, preprocess, final / "model.onnx"))
         content = image_manifest(source, about, {} if native else shapes) | {"native": native}
+        if native:
+            content["auto_class"] = auto_class(model.config).__name__
         (final / "crepe.json").write_text(json.dumps(content, indent=2) + "\n")
         _describe(final)
     except OSError as error:

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from crepe.errors import CrepeError, UsageError
@@ -18,12 +17,11 @@ from crepe.vision.attention import Attention, cut_heads, find_attentions, head_m
 from crepe.vision.budget import HeadCost, least_share
 from crepe.vision.cost import Shrinking
 from crepe.vision.curves import chosen_units, divided, filter_curve
-from crepe.vision.cut import TOLERANCE, distance, faithful, hold
+from crepe.vision.cut import TOLERANCE, answer, distance, faithful, hold
 from crepe.vision.evidence import Evidence
 from crepe.vision.graph import Graph
 from crepe.vision.group import Group
 from crepe.vision.layers import kind_of, layer_of
-from crepe.vision.load import logits_of
 from crepe.vision.methods import FilterPart, HeadChoice, HeadPart, Layer, MaskPart
 from crepe.vision.moments import can_unfold
 from crepe.vision.recipe import ImageChoices
@@ -299,11 +297,10 @@ def _heads_agree(model: nn.Module, found: list[tuple[Attention, HeadChoice]], ex
     for attention, choice in found:
         hold(masked, head_masks(model, attention, choice))
         cut_heads(smaller, attention, choice)
-    with torch.no_grad():
-        try:
-            return distance(logits_of(masked(example)), logits_of(smaller(example))) <= TOLERANCE
-        except (RuntimeError, ValueError):
-            return False
+    try:
+        return distance(answer(masked, example), answer(smaller, example)) <= TOLERANCE
+    except (RuntimeError, ValueError):
+        return False
 
 
 def _reason(

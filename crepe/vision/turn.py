@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from crepe.errors import CrepeError
 from crepe.vision.attention import Attention, attention_weights, write_attention
 from crepe.vision.compensation import Moments
-from crepe.vision.cut import distance
+from crepe.vision.cut import answer, distance
 from crepe.vision.heads import AttentionWeights
-from crepe.vision.load import logits_of
 from crepe.vision.moments import input_moments
 from crepe.vision.rotation import projected, rotate_query_key, rotate_value_output
 
@@ -35,12 +34,12 @@ def turn_heads(
     device = next(model.parameters()).device
     moments = input_moments(model, names, (pixels for pixels, _ in batches), device)
     with torch.no_grad():
-        before = logits_of(model(example.to(device)))
+        before = answer(model, example.to(device))
         for attention in attentions:
             weights = attention_weights(model, attention)
             turned = _turned(weights, moments[attention.query], moments[attention.output])
             write_attention(model, attention, turned)
-        if distance(before, logits_of(model(example.to(device)))) > _TOLERANCE:
+        if distance(before, answer(model, example.to(device))) > _TOLERANCE:
             raise CrepeError(
                 f"the heads of {attentions[0].name}, ... cannot be turned without changing the network: use a method "
                 "that does not rotate, such as toast"

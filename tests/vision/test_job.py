@@ -14,9 +14,12 @@ from safetensors.torch import load_file
 import crepe
 from conftest import fails
 from crepe.cli.main import build_parser, main
+from crepe.models.kind import is_image_config
 from crepe.vision import job
+from crepe.vision.cut import answer
 from crepe.vision.load import logits_of
 from crepe.vision.nets.cifar_resnet import CifarResNet
+from crepe.vision.preprocess import example_input
 from crepe.vision.recipe import build_image
 from image_data import STEPS, hugging_face_folder, net_folder, parquet, picture
 from image_families import Grouped, Separable, plain
@@ -148,6 +151,57 @@ def test_hugging_face_models_in_and_out(name: str, tmp_path: Path) -> None:
     again = crepe.prune(str(output), tmp_path / "twice", method="l1", sparsity=0.5)
     assert again.parameters == (result.parameters[1], again.parameters[1]) and again.parameters[1] < again.parameters[0]
     _logits(str(tmp_path / "twice"))
+
+
+def _encoder(name: str) -> Any:
+    import transformers
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
+    config = getattr(
+        transformers, {"ViTModel": "ViTConfig", "CLIPVisionModel": "CLIPVisionConfig"}.get(name, "ViTMAEConfig")
+    )
+    torch.manual_seed(0)
+    return getattr(transformers, name)(config(**sizes, image_size=32, patch_size=8))
+
+
+@pytest.mark.parametrize("name", ["ViTMAEForPreTraining", "ViTMAEModel", "ViTModel", "CLIPVisionModel"])
+@pytest.mark.parametrize("method", ["l2", "toast"])
+def test_encoders_without_a_classifier(
+    name: str, method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A masked autoencoder draws the patches that it sees, anew at every call."""
+    from transformers import AutoModel, ViTImageProcessor
+
+    folder, output, data = tmp_path / "dense", tmp_path / "out", parquet(tmp_path / "a.parquet", 30)
+    _encoder(name).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    result = crepe.prune(str(folder), output, method=method, sparsity=0.5, calibration=data, samples=16)
+    assert result.layers and result.macs[1] < result.macs[0]
+    found = answer(crepe.load(str(output))[0], EXAMPLE)
+    dense, preprocess = crepe.load(str(folder))
+    fields = {"method": method, "sparsity": 0.5, "calibration": data, "samples": 16, "preprocess": preprocess}
+    crepe.prune(dense, example=example_input(preprocess), **fields)
+    torch.testing.assert_close(found, answer(dense, EXAMPLE))
+    if json.loads((output / "crepe.json").read_text())["native"]:
+        torch.testing.assert_close(answer(AutoModel.from_pretrained(output).eval(), EXAMPLE), found)
+        assert "AutoModel.from_pretrained" in (output / "README.md").read_text()
+    assert "expected logits (batch, classes)" in fails(capsys, 1, "eval", str(output), "--data", data)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "more", "is_image"),
+    [
+        ("ViTMAEForPreTraining", {}, True),
+        ("DeiTForImageClassificationWithTeacher", {}, True),
+        ("YolosForObjectDetection", {}, False),
+        ("Kosmos2Model", {"text_config": {}}, False),
+        ("LlamaModel", {"vocab_size": 9}, False),
+    ],
+)
+def test_what_is_an_image_model(architecture: str, more: dict[str, Any], is_image: bool) -> None:
+    """A head that crepe would lose is none of its business, and neither are words."""
+    config = {"architectures": [architecture], "hidden_size": 32, "image_size": 32}
+    assert is_image_config({**config, **more}) is is_image
 
 
 def test_smaller_heads_stay_smaller_when_pruned_further(tmp_path: Path) -> None:
