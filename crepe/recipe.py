@@ -149,7 +149,8 @@ def build(given: dict[str, Any], defaults: Mapping[str, Any] | None = None) -> R
     _require_known(merged, named)
     recipe = replace(Recipe(), **{key: _typed(key, value) for key, value in merged.items()})
     _require_ranges(recipe)
-    if "refit_steps" in given and "refit" not in recipe.refine:
+    asked = given.get("refit_steps", Recipe.refit_steps) != Recipe.refit_steps  # a recipe file's own may be left over
+    if asked and "refit" not in recipe.refine:
         logging.getLogger("crepe").warning("refit_steps = %d does nothing without --refine refit", recipe.refit_steps)
     return recipe
 

@@ -38,16 +38,25 @@ def self_rows(model: Any, tokenizer: Any, samples: int, seqlen: int, seed: int) 
 
 
 def cache_bytes(model: Any, samples: int, seqlen: int) -> int:
-    """What the cache of the rows takes when they are full: what it holds of one and of two tokens, drawn on. The model
-    may be on the meta device; one that does not run there counts as keys and values of its whole width."""
+    """What the cache of the rows takes at most when they are full: what it holds of one and of two tokens, drawn on
+    (sliding windows end earlier). The model may be on the meta device; one that does not run there, or keeps its state
+    elsewhere, is judged by its config."""
     rows = min(_BATCH, samples)
     try:
         one, two = _held(model, 1), _held(model, 2)
     except Exception:
-        config = model.config.get_text_config()
-        width = getattr(config, "hidden_size", 0) * getattr(config, "num_hidden_layers", 0)
-        return int(2 * width * rows * seqlen * model.dtype.itemsize)
-    return rows * (one + (seqlen - 1) * (two - one))
+        one = two = 0
+    return rows * (one + (seqlen - 1) * (two - one)) if one else rows * seqlen * _token_bytes(model)
+
+
+def _token_bytes(model: Any) -> int:
+    """Keys and values of one token in all layers, by the config."""
+    config = model.config.get_text_config()
+    width, heads = getattr(config, "hidden_size", 0), getattr(config, "num_attention_heads", None)
+    if heads:
+        of_one = getattr(config, "head_dim", None) or width // heads
+        width = of_one * (getattr(config, "num_key_value_heads", None) or heads)
+    return int(2 * getattr(config, "num_hidden_layers", 0) * width * model.dtype.itemsize)
 
 
 def _held(model: Any, tokens: int) -> int:

@@ -64,7 +64,8 @@ def convert(folder: str | Path, output: str | Path, format: str, overwrite: bool
         _describe(folder, final, content, reports)
         publish(final, output, overwrite)
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        if not (place / "work" / "replaced").exists():  # else it is what was there, and could not be put back
+            shutil.rmtree(place, ignore_errors=True)
     before, after = (sum(file.stat().st_size for file in place.glob("*.safetensors")) for place in (folder, output))
     sizes = {"bytes_before": before, "bytes": after}
     return {"output": str(output), "format": format, **sizes, "notes": notes_of(reports)}

@@ -71,10 +71,12 @@ def publish(final: Path, output: Path, overwrite: bool) -> None:
     it is put back."""
     readable_as_usual(final)
     replaced = final.parent / "replaced"
+    if replaced.exists() and not output.exists():
+        replaced.rename(output)  # of a run that was killed between the two renames
     shutil.rmtree(replaced, ignore_errors=True)
-    if output.exists() and overwrite:
-        output.rename(replaced)
     try:
+        if output.exists() and overwrite:
+            output.rename(replaced)
         os.rename(final, output)
     except BaseException:
         if replaced.exists():

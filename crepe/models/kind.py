@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 # Endings of classes whose encoder is what they are kept for; any other head must not be lost.
-_ENCODERS = ("Model", "ForPreTraining", "ForMaskedImageModeling")
-# What the config of a model has that reads or writes words.
-_WORDS = {"vocab_size", "text_config", "llm_config", "language_config", "thinker_config"}
+_ENCODERS = ("Model", "ForPreTraining")
+# What the config of a model has that reads or writes words, or reads films.
+_OTHERS = {"vocab_size", "text_config", "llm_config", "language_config", "thinker_config", "num_frames"}
 
 
 def is_image_model(asked: str, revision: str | None = None) -> bool:
@@ -32,11 +32,11 @@ def is_image_model(asked: str, revision: str | None = None) -> bool:
 
 def is_image_config(config: dict[str, Any]) -> bool:
     """config: the content of a config.json. `net` is crepe's own, `architecture` with `pretrained_cfg` is timm's; an
-    encoder of images, such as a masked autoencoder, has a size of images and no words."""
+    encoder of images, such as a masked autoencoder, has a size of images and neither words nor frames."""
     names = config.get("architectures") or ()
     timm = "pretrained_cfg" in config and "architecture" in config
     headless = bool(names) and all(name.endswith(_ENCODERS) for name in names)
-    encoder = headless and {"image_size", "hidden_size"} <= config.keys() and not _WORDS & config.keys()
+    encoder = headless and {"image_size", "hidden_size"} <= config.keys() and not _OTHERS & config.keys()
     return "net" in config or timm or encoder or any("ForImageClassification" in name for name in names)
 
 

@@ -64,7 +64,8 @@ def prune(model: Any = None, output: str | Path | None = None, *, tokenizer: Any
 def _require_text(model: Any) -> None:
     """Raises UsageError for a module in memory that writes no tokens."""
     foreign = not hasattr(model, "get_output_embeddings")
-    if foreign or (model.main_input_name == "pixel_values" and model.get_output_embeddings() is None):
+    sees = getattr(model, "main_input_name", "") == "pixel_values"
+    if foreign or (sees and model.get_output_embeddings() is None):
         raise UsageError(
             f"{type(model).__name__} is no language model of transformers: for an image network give example=, pixel "
             "values that it takes"

@@ -23,13 +23,14 @@ def row_errors(dense: Tensor, weight: Tensor, gram: Tensor) -> Tensor:
 def keep_better(before: Matrix, after: Matrix) -> Matrix:
     """`after`, with the mask and weights of `before` in every row whose error did not fall (NaN has not fallen).
 
-    Where a pattern ties rows, as column blocks do, or the rows of `after` keep other counts than those of `before`,
-    rows of one cannot stand beside rows of the other: then the matrix with the lower error is taken whole.
+    Where the mask is another and a pattern ties rows, as column blocks do, or the rows of `after` keep other counts
+    than those of `before`, rows of one cannot stand beside rows of the other: then the matrix with the lower error is
+    taken whole.
     """
     old = row_errors(before.dense, before.weight, before.gram)
     new = row_errors(before.dense, after.weight, before.gram)
-    alone = isinstance(before.pattern, Unstructured | NofM)
-    if alone and torch.equal(before.kept.sum(1), after.kept.sum(1)):
+    alone = isinstance(before.pattern, Unstructured | NofM) and torch.equal(before.kept.sum(1), after.kept.sum(1))
+    if alone or torch.equal(before.kept, after.kept):
         fallen = (new < old)[:, None]
     else:
         fallen = new.sum() < old.sum()

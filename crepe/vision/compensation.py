@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-# A variance below this share of the mean square is what the rounding of float32 sums leaves of a constant.
+# Below this share of the mean square a variance cannot be told from the rounding of float32 sums, and matters little
+# beside the mean, for which the bias makes up.
 _ROUNDING = 1e-5
 
 
@@ -22,7 +23,8 @@ class Moments:
 def moments_of(total: Tensor, gram: Tensor, tokens: int) -> Moments:
     """total: sum of the inputs, (in,); gram: sum of x x^T, (in, in); tokens: how many inputs they hold.
 
-    An input that is constant has a covariance of exactly 0: what the difference leaves of it is rounding, of any sign.
+    An input that is as good as constant has a covariance of exactly 0: what the difference leaves of it can be
+    rounding, of any sign.
     """
     mean, second = total.double() / tokens, gram.double() / tokens
     covariance = second - mean[..., :, None] * mean[..., None, :]

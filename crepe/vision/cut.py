@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from crepe.errors import CrepeError
 from crepe.masks.select import apply_mask
+from crepe.vision.draws import seeded
 from crepe.vision.graph import Graph
 from crepe.vision.group import Group
 from crepe.vision.load import outputs_of
@@ -74,9 +75,7 @@ def _agrees(model: nn.Module, groups: Sequence[Group], kept: Mapping[str, Tensor
 def answer(model: nn.Module, example: Tensor) -> Tensor:
     """What the model makes of `example`. One that draws at random, such as a masked autoencoder, draws the same every
     time."""
-    devices = [example.device] if example.is_cuda else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
-        torch.manual_seed(0)
+    with seeded(0, example.device), torch.no_grad():
         return outputs_of(model(example))
 
 

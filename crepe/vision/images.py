@@ -118,8 +118,8 @@ def _require_order(images: Images, classes: int) -> None:
         )
     if all(name.isdigit() for name in unknown) and len({len(name) for name in unknown}) > 1:
         raise CrepeError(
-            f"the folders of {source} are numbers whose order is not that of the alphabet: fill them up with zeros, "
-            "such as 02"
+            f"the folders of {source} are numbers whose order is not that of the alphabet: name them so that it is the "
+            "order of the model's classes (02 for 2, say), or give a .parquet file with labels"
         )
 
 

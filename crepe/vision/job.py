@@ -7,7 +7,6 @@ import math
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from crepe.vision.balance import worst_imbalance
 from crepe.vision.cost import macs, parameters
 from crepe.vision.cut import channel_masks, cut, hold
 from crepe.vision.distill import teacher_of
+from crepe.vision.draws import seeded
 from crepe.vision.evidence import Evidence
 from crepe.vision.fingerprint import image_fingerprint
 from crepe.vision.graph import Graph
@@ -93,11 +93,11 @@ def prune_image_model(given: dict[str, Any], started: float) -> ImageResult:
     images = _images(choices, model)
     run = _Run(choices, model, preprocess, images, device, example_input(preprocess, seed=recipe.seed))
     graph = Graph(model, run.example)
-    with _seeded(recipe.seed, device):
+    with seeded(recipe.seed, device):
         selection = run.selection(graph)
     journal = Journal.open(output, fingerprint, recipe.resume, recipe.overwrite)
     try:
-        with _seeded(recipe.seed, device):
+        with seeded(recipe.seed, device):
             result = run.carry_out(graph, selection, journal.folder, str(source), started)
         final = save_image_model(journal.folder, run.model, source, preprocess, run.about(result, fingerprint))
         publish(final, output, recipe.overwrite or recipe.resume)
@@ -134,22 +134,14 @@ def prune_image_object(model: nn.Module, example: Tensor, given: dict[str, Any],
     with evaluating(model):
         try:
             graph = Graph(model, run.example)
-            with _seeded(recipe.seed, device):
+            with seeded(recipe.seed, device):
                 selection = run.selection(graph)
-            with _seeded(recipe.seed, device):
+            with seeded(recipe.seed, device):
                 result = run.carry_out(graph, selection, None, type(model).__name__, started)
         finally:
             model.to(device)
     result.model = model
     return result
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Draws of the network itself, such as the patches that a masked autoencoder sees, follow the seed."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 def _images(choices: ImageChoices, model: Any) -> Images | None:
@@ -399,7 +391,7 @@ def plan(given: dict[str, Any]) -> dict[str, Any]:
     model, preprocess = open_image_model(source), source.preprocessor()
     run = _Run(choices, model, preprocess, _images(choices, model), parse_device("cpu"), example_input(preprocess))
     graph = Graph(model, run.example)
-    with _seeded(recipe.seed, run.device):
+    with seeded(recipe.seed, run.device):
         selection = run.selection(graph)
     smaller = copy.deepcopy(model)
     cut(Graph(smaller, run.example), selection.groups, selection.kept)

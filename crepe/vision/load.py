@@ -146,6 +146,7 @@ def logits_of(output: Any) -> Tensor:
     found = outputs_of(output)
     if found.dim() != 2:
         raise CrepeError(
-            f"the model returns {type(output).__name__}: expected logits (batch, classes), which an encoder has none of"
+            f"the model returns {type(output).__name__}: expected logits (batch, classes); an encoder has none: it can "
+            "only be pruned by methods that need no labels, not be trained or measured"
         )
     return found

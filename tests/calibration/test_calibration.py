@@ -201,7 +201,7 @@ def test_writing_text_reads_the_head_without_gaps(tiny_folder: Callable[..., str
     assert not head._forward_pre_hooks
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "falcon", "gpt2", "gpt_bigcode"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "falcon", "gpt_bigcode", "mixtral"])
 def test_cache_bytes_are_those_of_the_cache(family: str) -> None:
     model = tiny_model(family)
     cache = model(torch.ones(5, 12, dtype=torch.int64), use_cache=True).past_key_values

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from crepe.masks import Matrix, output_error
+from crepe.refine.optimal import optimal
 from crepe.refine.rows import batches, keep_better, row_errors
 
 MakeMatrix = Callable[..., Matrix]
@@ -47,3 +48,13 @@ def test_batches_cover_every_row_once(rows: int, entries: int, budget: int) -> N
     found = [row for part in batches(rows, entries, budget) for row in range(rows)[part]]
     assert found == list(range(rows))
     assert all((part.stop - part.start) * entries <= max(budget, entries) for part in batches(rows, entries, budget))
+
+
+def test_rows_of_one_mask_are_compared_one_by_one_under_any_pattern(make_matrix: MakeMatrix) -> None:
+    """With another mask the rows of a tile hang together, with the same one nothing ties them."""
+    good = optimal(make_matrix("colblock:4x4", "tensor", 0.5, (8, 16)))  # better in every row than nothing
+    nothing = replace(good, weight=torch.zeros_like(good.weight))
+    half = replace(good, weight=good.weight.clone())
+    half.weight[4:] = torch.nan
+    found = keep_better(nothing, half)
+    assert torch.equal(found.weight[:4], good.weight[:4]) and not found.weight[4:].any()

@@ -194,6 +194,7 @@ def test_encoders_without_a_classifier(
         ("ViTMAEForPreTraining", {}, True),
         ("DeiTForImageClassificationWithTeacher", {}, True),
         ("YolosForObjectDetection", {}, False),
+        ("VideoMAEModel", {"num_frames": 16}, False),
         ("Kosmos2Model", {"text_config": {}}, False),
         ("LlamaModel", {"vocab_size": 9}, False),
     ],
