@@ -60,8 +60,8 @@ def bench(
         names["reference"] = f"{model}, unpacked"
         # Unpacked on the CPU: its packed layers are not what is measured.
         opened["reference"] = load_model(model, **{**options, "device": "cpu"}).dequantize().to(place)
+    what = f"a prompt of {prompt} tokens with {new_tokens} new ones"
     for one in opened.values():
-        what = f"a prompt of {prompt} tokens with {new_tokens} new ones"
         require_length(one.config, prompt + new_tokens, what, "--prompt or --new-tokens")
     with torch.cuda.device(place) if place.type == "cuda" else nullcontext():
         runs, ratios, notes = measure(opened, batch, prompt, new_tokens, rounds, place, compile)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from crepe.calibration.tokens import bos_tokens
 from crepe.errors import CrepeError
+from crepe.models.draws import seeded
 
 _BATCH = 64
 # Stands for the user's words when the chat template is asked what it puts before them.
@@ -84,9 +85,7 @@ def _opening(tokenizer: Any) -> list[int]:
 def _sample(model: Any, start: Tensor, seqlen: int, seed: int) -> Tensor:
     """Continue `start` (rows, opening) to `seqlen` tokens; an end token does not end a row."""
     device = next(model.parameters()).device
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad(), _compact_head(model):
-        torch.manual_seed(seed)
+    with seeded(seed, device), torch.no_grad(), _compact_head(model):
         rows: Tensor = model.generate(
             start.to(device),
             attention_mask=torch.ones_like(start, device=device),

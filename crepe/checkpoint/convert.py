@@ -41,7 +41,7 @@ def convert(folder: str | Path, output: str | Path, format: str, overwrite: bool
     """
     from crepe.checkpoint.read import load
 
-    folder, output = Path(folder), Path(output).absolute()
+    folder, output = Path(folder), Path(output)
     _require_new(folder, output, overwrite)
     section = read_section(folder)
     if (format == "dense" and not section) or section.get("format") == format:
@@ -66,7 +66,7 @@ def convert(folder: str | Path, output: str | Path, format: str, overwrite: bool
     finally:
         if not (place / "work" / "replaced").exists():  # else it is what was there, and could not be put back
             shutil.rmtree(place, ignore_errors=True)
-    before, after = (sum(file.stat().st_size for file in place.glob("*.safetensors")) for place in (folder, output))
+    before, after = (sum(file.stat().st_size for file in where.glob("*.safetensors")) for where in (folder, output))
     sizes = {"bytes_before": before, "bytes": after}
     return {"output": str(output), "format": format, **sizes, "notes": notes_of(reports)}
 

@@ -29,9 +29,13 @@ def packed_section(tensors: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 def write_section(folder: Path, section: dict[str, Any]) -> None:
     """Put `section` and the guard into the config.json of `folder`."""
+    extend_config(folder, {"quantization_config": section, "transformers_weights": GUARD})
+
+
+def extend_config(folder: Path, entries: dict[str, Any]) -> None:
+    """Put entries into the config.json of `folder` that transformers itself would not write."""
     path = folder / "config.json"
-    config = json.loads(path.read_text())
-    config |= {"quantization_config": section, "transformers_weights": GUARD}
+    config = json.loads(path.read_text()) | entries
     with replacing(path) as fresh:
         fresh.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 

@@ -49,8 +49,8 @@ def run(arguments: argparse.Namespace) -> None:
     if "accuracy" in result:
         from crepe.vision.card import measured
 
-        dense = {key: f"{result[f'reference_{key}']:,}" for key in ("parameters", "macs") if "reference_macs" in result}
-        costs = [(key, dense.get(key, ""), f"{result[key]:,}") for key in ("parameters", "macs")]
+        dense = {key: f"{result[key]:,}" for key in result if key in ("reference_parameters", "reference_macs")}
+        costs = [(key, dense.get(f"reference_{key}", ""), f"{result[key]:,}") for key in ("parameters", "macs")]
         lines = table([("", "dense", "model"), *measured(result), *costs])
         emit("json" in arguments, result, lines)
         return

@@ -146,9 +146,11 @@ def _image_lines(result: Any) -> list[str]:
 
 
 def _best_epoch(training: list[dict[str, float]]) -> list[str]:
+    from crepe.vision.card import best_of
+
     if not training:
         return []
-    best = max(training, key=lambda line: line["accuracy"])
+    best = best_of(training)
     return [
         f"kept epoch {best['epoch']:.0f} of {len(training)}: accuracy {best['accuracy']:.2%} on held-back images, loss "
         f"{best['loss']:.4f}"

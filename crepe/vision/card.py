@@ -88,7 +88,7 @@ def _recipe(manifest: dict[str, Any]) -> str:
     if calibration:
         lines.append(f"Images: {calibration['images']} from `{calibration['source']}`.")
     if training:
-        best = max(training, key=lambda line: line["accuracy"])
+        best = best_of(training)
         share = manifest["recipe"].get("distill")
         taught = f" (distill {share}: that share of the loss follows the dense network's outputs)" if share else ""
         lines.append(
@@ -96,6 +96,11 @@ def _recipe(manifest: dict[str, Any]) -> str:
             f"{best['accuracy']:.2%} of images held back from training."
         )
     return "\n".join(lines + [f"Note: {note}." for note in manifest["notes"]])
+
+
+def best_of(training: list[dict[str, float]]) -> dict[str, float]:
+    """The epoch whose weights were kept."""
+    return max(training, key=lambda line: line["accuracy"])
 
 
 def _metadata(manifest: dict[str, Any], evaluation: dict[str, Any] | None) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from crepe.errors import CrepeError
 from crepe.masks.select import apply_mask
-from crepe.vision.draws import seeded
+from crepe.models.draws import seeded
 from crepe.vision.graph import Graph
 from crepe.vision.group import Group
 from crepe.vision.load import outputs_of

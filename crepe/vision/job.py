@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from crepe.checkpoint.manifest import read_manifest
 from crepe.checkpoint.write import publish, require_replaceable
 from crepe.errors import CrepeError, UsageError
+from crepe.models.draws import seeded
 from crepe.models.load import parse_device
 from crepe.models.modes import evaluating
 from crepe.models.resolve import announce
@@ -28,7 +29,6 @@ from crepe.vision.balance import worst_imbalance
 from crepe.vision.cost import macs, parameters
 from crepe.vision.cut import channel_masks, cut, hold
 from crepe.vision.distill import teacher_of
-from crepe.vision.draws import seeded
 from crepe.vision.evidence import Evidence
 from crepe.vision.fingerprint import image_fingerprint
 from crepe.vision.graph import Graph

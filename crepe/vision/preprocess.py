@@ -35,6 +35,9 @@ def rgb(picture: Any) -> Any:
         return picture
     if picture.mode.startswith("I"):
         picture = Image.fromarray((numpy.asarray(picture).clip(0, 65535) // 256).astype("uint8"))
+    if picture.mode == "RGB":
+        picture.load()  # which is when a broken file shows; `convert` would make a copy besides
+        return picture
     return picture.convert("RGB")
 
 

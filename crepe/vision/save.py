@@ -12,6 +12,7 @@ from torch import nn
 
 from crepe.checkpoint.files import save_tensors
 from crepe.checkpoint.manifest import FORMAT, package_version, published
+from crepe.checkpoint.section import extend_config
 from crepe.errors import CrepeError
 from crepe.models.load import quiet
 from crepe.vision.load import auto_class, build
@@ -92,8 +93,7 @@ def _save_weights(
     setattr(model.config, ATTRIBUTES, attributes)
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(final)
-    config = final / "config.json"  # by hand, because transformers does not write this entry
-    config.write_text(json.dumps({**json.loads(config.read_text()), "transformers_weights": _GUARD}, indent=2) + "\n")
+    extend_config(final, {"transformers_weights": _GUARD})
     save_tensors(final / "model.safetensors", model.state_dict())
     return False
 

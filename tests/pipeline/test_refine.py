@@ -290,3 +290,20 @@ def test_dry_run_prints_what_a_recipe_costs(
         assert main(arguments) == 0
         costs.append(json.loads(capsys.readouterr().out)["expected"])
     assert costs[1]["seconds"] > costs[0]["seconds"] and costs[1]["memory_bytes"] > costs[0]["memory_bytes"]
+
+
+def test_dry_run_counts_the_text_that_the_model_writes_and_tied_weights_once(
+    tiny_folder: Callable[..., str], text_file: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from crepe.cli.main import main
+
+    monkeypatch.setattr("crepe.pipeline.plan.cache_bytes", lambda model, samples, seqlen: 10**12)
+    folder, found = tiny_folder(), {}
+    tiny_model("llama", tie_word_embeddings=True).save_pretrained(folder)
+    for calibration in ("self", text_file):
+        assert main(["prune", "--model", folder, "--calibration", calibration, "--dry-run", "--json"]) == 0
+        found[calibration] = json.loads(capsys.readouterr().out)["expected"]
+    assert found["self"]["memory_bytes"] > 10**12 > found[text_file]["memory_bytes"]
+    model = crepe.load(folder)[0]
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert found["self"]["disk_bytes"] == sum(p.numel() * p.element_size() for p in model.parameters())

@@ -157,9 +157,7 @@ def _encoder(name: str) -> Any:
     import transformers
 
     sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
-    config = getattr(
-        transformers, {"ViTModel": "ViTConfig", "CLIPVisionModel": "CLIPVisionConfig"}.get(name, "ViTMAEConfig")
-    )
+    config = getattr(transformers, "ViTMAEConfig" if "MAE" in name else name.replace("Model", "Config"))
     torch.manual_seed(0)
     return getattr(transformers, name)(config(**sizes, image_size=32, patch_size=8))
 
