@@ -102,7 +102,7 @@ def launched(
     """What a kernel of a linear layer makes of (..., inputs): `launch` takes x as rows, the two tensors of the weight,
     `rest` and the bias."""
     with device_of(x):
-        own_bias = None if bias is None else bias.contiguous()
+        own_bias = None if bias is None else aligned(bias)
         out = launch(as_rows(x), aligned(values), aligned(positions), *rest, own_bias)
     return out if x.dim() == 2 else out.view(*x.shape[:-1], values.shape[0])
 

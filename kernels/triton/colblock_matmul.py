@@ -102,10 +102,10 @@ def matmul(
 ) -> Tensor:
     """x: (tokens, inputs) -> (tokens, outputs). All contiguous and aligned to 16 bytes. exchanging: its axes first."""
     shape = (x.shape[0], values.shape[0], x.shape[1])
-    constants, config = plan(shape, values.shape[1], rows, columns, exchanging, device_of(x.device))
-    grid = (cdiv(shape[0], constants["BM"]), cdiv(shape[1], constants["BN"]))
+    found = plan(shape, values.shape[1], rows, columns, exchanging, device_of(x.device))
+    grid = (cdiv(shape[0], found.constants["BM"]), cdiv(shape[1], found.constants["BN"]))
     out = x.new_empty(shape[:2])
     if exchanging:
-        x = exchanged(x, constants["BM"])
-    given = {**constants, "INTERPRETED": interpreted}
-    return linear(matmul_kernel, grid, out, (x, values, blocks), bias, config, shape[0], x.shape[1], **given)
+        x = exchanged(x, found.constants["BM"])
+    numbers = (shape[0], x.shape[1])
+    return linear(matmul_kernel, grid, found, out, (x, values, blocks), bias, *numbers, INTERPRETED=interpreted)

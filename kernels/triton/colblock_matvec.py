@@ -88,7 +88,7 @@ def plan(
 def matvec(x: Tensor, values: Tensor, blocks: Tensor, rows: int, columns: int, bias: Tensor | None) -> Tensor:
     """x: (tokens, inputs) -> (tokens, outputs). All contiguous and aligned to 16 bytes."""
     shape = (x.shape[0], values.shape[0], x.shape[1])
-    constants, config = plan(shape, values.shape[1], rows, columns, x.dtype, device_of(x.device))
-    grid = (cdiv(shape[1], constants["ROWS"]),)
+    found = plan(shape, values.shape[1], rows, columns, x.dtype, device_of(x.device))
+    grid = (cdiv(shape[1], found.constants["ROWS"]),)
     operands = (x.view(torch.int32), values.view(torch.int32), blocks)
-    return linear(matvec_kernel, grid, x.new_empty(shape[:2]), operands, bias, config, **constants)
+    return linear(matvec_kernel, grid, found, x.new_empty(shape[:2]), operands, bias)

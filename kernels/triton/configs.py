@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from types import MappingProxyType
-from typing import Any, ParamSpec
+from typing import Any, NamedTuple, ParamSpec
 
 import torch
 
@@ -120,19 +120,26 @@ def find(kernel: str, device: Device, tokens: int, outputs: int) -> Config:
     )
 
 
+class Plan(NamedTuple):
+    """How one kernel runs for given sizes. ready: what `launch` keeps of it between calls."""
+
+    constants: Mapping[str, Any]
+    config: Config
+    ready: dict[Any, Callable[..., Any]]
+
+
 _P = ParamSpec("_P")
-_Plan = tuple[Mapping[str, Any], Config]
 _PLANS: list[Any] = []
 
 
-def planned(plan: Callable[_P, _Plan]) -> Callable[_P, _Plan]:
+def planned(plan: Callable[_P, tuple[Mapping[str, Any], Config]]) -> Callable[_P, Plan]:
     """Remembers what a kernel's `plan` found for its arguments, which takes longer than launching; nobody can change
     it afterwards."""
 
     @lru_cache(_MOST_PLANNED)
-    def found(*args: _P.args, **named: _P.kwargs) -> _Plan:
+    def found(*args: _P.args, **named: _P.kwargs) -> Plan:
         constants, config = plan(*args, **named)
-        return MappingProxyType(dict(constants)), config
+        return Plan(MappingProxyType(dict(constants)), config, {})
 
     _PLANS.append(found)
     return found

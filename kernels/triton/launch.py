@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
-from crepe.kernels.triton.configs import Config
+from crepe.kernels.triton.configs import Plan
 
 
 def cdiv(size: int, part: int) -> int:
@@ -24,25 +25,47 @@ def factors_of(norm: Tensor | None, row: Tensor | None) -> int:
     return 0 if norm is None else 1 if row is None else 2
 
 
+def launch(kernel: Any, grid: tuple[int, ...], plan: Plan, *args: Any, **more: Any) -> None:
+    """Launch a kernel by its plan. args: its tensors and numbers in order, the first is the output; more: constants
+    and options that the plan leaves open. Tensors are aligned to 16 bytes; numbers, grid and the dtypes of operands
+    follow from the plan's sizes and the dtype of the output.
+
+    So what Triton would look up at every call, the binary for these arguments, is looked up at the first: that takes
+    longer than the rest of a launch.
+    """
+    key = (args[0].device, args[0].dtype, *more.values())
+    run = plan.ready.get(key)
+    if run is not None:
+        run(*args)
+        return
+    given = {**plan.constants, **more}
+    compiled = kernel[grid](*args, **given, num_warps=plan.config.warps, num_stages=plan.config.stages)
+    if compiled is not None:  # the interpreter compiles nothing
+        plan.ready[key] = _with_constants(compiled[(*grid, 1, 1)[:3]], [given[name] for name in _constants_of(kernel)])
+
+
+def _constants_of(kernel: Any) -> list[str]:
+    """The constants among a kernel's parameters; all of them stand behind the others."""
+    return [parameter.name for parameter in kernel.params if parameter.is_constexpr]
+
+
+def _with_constants(run: Callable[..., Any], constants: list[Any]) -> Callable[..., Any]:
+    """A compiled kernel takes its constants too, and ignores them."""
+    return lambda *args: run(*args, *constants)
+
+
 def linear(
     kernel: Any,
     grid: tuple[int, ...],
+    plan: Plan,
     out: Tensor,
     operands: tuple[Tensor, ...],
     bias: Tensor | None,
-    config: Config,
     *numbers: int,
-    **constants: Any,
+    **more: Any,
 ) -> Tensor:
     """Launch the kernel of a linear layer: it takes `out`, operands, bias and numbers in this order. Returns `out`."""
-    kernel[grid](
-        out,
-        *operands,
-        out if bias is None else bias,
-        *numbers,
-        **constants,
-        HAS_BIAS=bias is not None,
-        num_warps=config.warps,
-        num_stages=config.stages,
+    launch(
+        kernel, grid, plan, out, *operands, out if bias is None else bias, *numbers, **more, HAS_BIAS=bias is not None
     )
     return out

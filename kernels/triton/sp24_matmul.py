@@ -78,8 +78,8 @@ def plan(shape: tuple[int, int, int], dtype: torch.dtype, device: Device = HOPPE
 def matmul(x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None, interpreted: bool) -> Tensor:
     """x: (tokens, inputs) -> (tokens, outputs). All contiguous and aligned to 16 bytes."""
     shape = (x.shape[0], values.shape[0], x.shape[1])
-    constants, config = plan(shape, x.dtype, device_of(x.device))
-    grid = (cdiv(shape[1], constants["BN"]), cdiv(shape[0], constants["BM"]))
+    found = plan(shape, x.dtype, device_of(x.device))
+    grid = (cdiv(shape[1], found.constants["BN"]), cdiv(shape[0], found.constants["BM"]))
     operands = (x, values.view(torch.int32), meta)
-    given = {**constants, "INTERPRETED": interpreted}
-    return linear(matmul_kernel, grid, x.new_empty(shape[:2]), operands, bias, config, shape[0], **given)
+    out = x.new_empty(shape[:2])
+    return linear(matmul_kernel, grid, found, out, operands, bias, shape[0], INTERPRETED=interpreted)

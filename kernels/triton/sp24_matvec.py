@@ -85,8 +85,7 @@ def plan(shape: tuple[int, int, int], dtype: torch.dtype, device: Device = HOPPE
 def matvec(x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None, interpreted: bool) -> Tensor:
     """x: (tokens, inputs) -> (tokens, outputs). All contiguous and aligned to 16 bytes."""
     shape = (x.shape[0], values.shape[0], x.shape[1])
-    constants, config = plan(shape, x.dtype, device_of(x.device))
-    grid = (cdiv(shape[1], constants["ROWS"]),)
+    found = plan(shape, x.dtype, device_of(x.device))
+    grid = (cdiv(shape[1], found.constants["ROWS"]),)
     operands = (x.view(torch.int64), values.view(torch.int32), meta)
-    given = {**constants, "INTERPRETED": interpreted}
-    return linear(matvec_kernel, grid, x.new_empty(shape[:2]), operands, bias, config, **given)
+    return linear(matvec_kernel, grid, found, x.new_empty(shape[:2]), operands, bias, INTERPRETED=interpreted)

@@ -287,12 +287,13 @@ def arranged(x: Tensor, tiles: int, early: bool = False) -> Tensor:
 def mma(x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None, interpreted: bool) -> Tensor:
     """x: (tokens, inputs) -> (tokens, outputs). All contiguous and aligned to 16 bytes."""
     shape = (x.shape[0], values.shape[0], x.shape[1])
-    constants, config = plan(shape, x.dtype, device_of(x.device))
+    found = plan(shape, x.dtype, device_of(x.device))
+    constants, config, _ = found
     outputs, tokens = 16 * constants["ROWS"] * config.warps // constants["SPLIT"], 8 * constants["TOKENS"]
     grid = (cdiv(shape[1], outputs), cdiv(shape[0], tokens))
     early, activations = bool(constants["EARLY"]) and not interpreted, x.view(torch.int64)
     if constants["ARRANGED"]:
         activations = arranged(x, constants["TOKENS"], early)
     operands = (activations, values.view(torch.int32), meta)
-    given = {**constants, "INTERPRETED": interpreted} | ({"launch_pdl": True} if early else {})
-    return linear(mma_kernel, grid, x.new_empty(shape[:2]), operands, bias, config, shape[0], **given)
+    more = {"INTERPRETED": interpreted} | ({"launch_pdl": True} if early else {})
+    return linear(mma_kernel, grid, found, x.new_empty(shape[:2]), operands, bias, shape[0], **more)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from crepe.kernels.triton.configs import HOPPER, Config, Device, device_of, find, planned, power_of_two
 from crepe.kernels.triton.groups import expand, read
-from crepe.kernels.triton.launch import cdiv
+from crepe.kernels.triton.launch import cdiv, launch
 
 
 @triton.jit
@@ -43,15 +43,9 @@ def unpack(values: Tensor, meta: Tensor, interpreted: bool) -> Tensor:
     """values: (outputs, inputs / 2), meta: (outputs, inputs / 32) -> (outputs, inputs) of the values' dtype. All
     contiguous and aligned to 16 bytes."""
     outputs, inputs = values.shape[0], 2 * values.shape[1]
-    constants, config = plan(outputs, inputs, device_of(values.device))
+    found = plan(outputs, inputs, device_of(values.device))
+    grid = (outputs, cdiv(inputs // 32, found.constants["WORDS"]))
     out = values.new_empty(outputs, inputs)
-    unpack_kernel[(outputs, cdiv(inputs // 32, constants["WORDS"]))](
-        out.view(torch.int64),
-        values.view(torch.int32),
-        meta,
-        **constants,
-        INTERPRETED=interpreted,
-        num_warps=config.warps,
-        num_stages=config.stages,
-    )
+    operands = (out.view(torch.int64), values.view(torch.int32), meta)
+    launch(unpack_kernel, grid, found, *operands, INTERPRETED=interpreted)
     return out

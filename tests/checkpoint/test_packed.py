@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import CompileConfig
 
 import crepe
 from conftest import fails, save_tokenizer
@@ -151,6 +152,22 @@ def test_packed_layers_compile_without_a_break(tiny_folder: Callable[..., str], 
     layer, inputs = packed.model.layers[0].mlp, torch.randn(2, 32)
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     assert torch.allclose(compiled(inputs), layer(inputs), atol=1e-6)
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "colblock:8x8"])
+def test_generate_compiles_the_whole_step(
+    tiny_folder: Callable[..., str], text_file: str, tmp_path: Path, pattern: str
+) -> None:
+    """As transformers does by itself on a GPU where the cache has a fixed size."""
+    _, packed = _both(tiny_folder(), text_file, tmp_path, pattern=pattern)
+    fields = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    expected = packed.generate(TOKENS[:1], **fields)
+    how = CompileConfig(backend="eager", mode="default", fullgraph=True)
+    how._compile_all_devices = True
+    torch._dynamo.utils.counters.clear()
+    found = packed.generate(TOKENS[:1], cache_implementation="static", compile_config=how, **fields)
+    assert torch.equal(found, expected)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
 
 
 def test_a_model_in_memory_is_packed_too(text_file: str, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def _sp24_matvec(
     shape: tuple[int, int, int], dtype: torch.dtype, budget: float
 ) -> tuple[Compiled, dict[str, Any], float]:
     """The kernel within its budget of instructions for a group, its constants, and the groups of a lane in one step."""
-    constants, config = sp24_matvec.plan(shape, dtype)
+    constants, config, _ = sp24_matvec.plan(shape, dtype)
     types = {"out": "*bf16", "x": "*i64", "values": "*i32", "meta": "*i32", "bias": "*bf16"}
     constants = {**constants, "HAS_BIAS": False, "INTERPRETED": False}
     compiled = compile_kernel(sp24_matvec.matvec_kernel, types, constants, config)
@@ -54,7 +54,7 @@ def _sp24_matvec(
 
 def _sp24_matmul(shape: tuple[int, int, int], budget: float) -> tuple[Compiled, dict[str, Any]]:
     """The kernel within its budget of instructions for a group, and its constants."""
-    constants, config = sp24_matmul.plan(shape, BF16)
+    constants, config, _ = sp24_matmul.plan(shape, BF16)
     types = {"out": "*bf16", "x": "*bf16", "values": "*i32", "meta": "*i32", "bias": "*bf16", "tokens": "i32"}
     constants = {**constants, "HAS_BIAS": False, "INTERPRETED": False}
     compiled = compile_kernel(sp24_matmul.matmul_kernel, types, constants, config)
@@ -128,7 +128,7 @@ def _sp24_mma(
     shape: tuple[int, int, int], dtype: torch.dtype, device: Device = HOPPER, architecture: int = 90
 ) -> tuple[Compiled, dict[str, Any]]:
     """The kernel, and its constants."""
-    constants, config = sp24_mma.plan(shape, dtype, device)
+    constants, config, _ = sp24_mma.plan(shape, dtype, device)
     x = "*i32" if constants["ARRANGED"] else "*i64"
     out = "*bf16" if dtype == BF16 else "*fp16"
     types = {"out": out, "x": x, "values": "*i32", "meta": "*i32", "bias": out, "tokens": "i32"}
@@ -188,7 +188,7 @@ def test_sp24_mma_on_an_older_card() -> None:
 
 
 def test_a_card_with_less_shared_memory_gets_smaller_tiles() -> None:
-    constants, config = sp24_matmul.plan((96, 28672, 4096), BF16, Device("a small card", 99 << 10))
+    constants, config, _ = sp24_matmul.plan((96, 28672, 4096), BF16, Device("a small card", 99 << 10))
     assert config.shared <= 99 << 10
     types = {"out": "*bf16", "x": "*bf16", "values": "*i32", "meta": "*i32", "bias": "*bf16", "tokens": "i32"}
     constants = {**constants, "HAS_BIAS": True, "INTERPRETED": False}
@@ -197,7 +197,7 @@ def test_a_card_with_less_shared_memory_gets_smaller_tiles() -> None:
 
 
 def test_sp24_unpack() -> None:
-    constants, config = sp24_unpack.plan(4096, 11008)
+    constants, config, _ = sp24_unpack.plan(4096, 11008)
     types = {"out": "*i64", "values": "*i32", "meta": "*i32"}
     compiled = compile_kernel(sp24_unpack.unpack_kernel, types, constants | {"INTERPRETED": False}, config)
     _stays_within(compiled, config)
@@ -224,7 +224,7 @@ def test_sp24_unpack() -> None:
 )
 def test_colblock_matmul(shape: tuple[int, int, int], rows: int, columns: int, exchanging: bool) -> None:
     """As a dense product: copies of 16 bytes to shared memory while the tensor cores work, and little beside."""
-    constants, config = colblock_matmul.plan(shape, shape[2] // 2, rows, columns, exchanging)
+    constants, config, _ = colblock_matmul.plan(shape, shape[2] // 2, rows, columns, exchanging)
     types = {"out": "*bf16", "x": "*bf16", "values": "*bf16", "blocks": "*i32", "bias": "*bf16"}
     types |= {"tokens": "i32", "across": "i32"}
     constants = {**constants, "HAS_BIAS": False, "INTERPRETED": False}
@@ -241,7 +241,7 @@ def test_colblock_matmul(shape: tuple[int, int, int], rows: int, columns: int, e
 
 @pytest.mark.parametrize(("tokens", "columns", "budget"), [(1, 8, 15.0), (1, 32, 15.0), (3, 8, 27.0)])
 def test_colblock_matvec(tokens: int, columns: int, budget: float) -> None:
-    constants, config = colblock_matvec.plan((tokens, 4096, 16384), 8192, 64, columns, BF16)
+    constants, config, _ = colblock_matvec.plan((tokens, 4096, 16384), 8192, 64, columns, BF16)
     types = {"out": "*bf16", "x": "*i32", "values": "*i32", "blocks": "*i32", "bias": "*bf16"}
     compiled = compile_kernel(colblock_matvec.matvec_kernel, types, constants | {"HAS_BIAS": False}, config)
     _stays_within(compiled, config)
@@ -265,7 +265,7 @@ def test_the_dense_kernel_is_no_straw_man() -> None:
 
 
 def test_what_was_planned_cannot_be_changed_and_is_forgotten_with_its_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    constants, _ = sp24_unpack.plan(8, 4096)
+    constants, *_ = sp24_unpack.plan(8, 4096)
     with pytest.raises(TypeError):
         constants["WORDS"] = 1  # type: ignore[index]
     monkeypatch.setitem(configs.TABLES, "sp24_unpack", (Row(Config({"WORDS": 32}, 1)),))

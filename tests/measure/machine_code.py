@@ -27,7 +27,7 @@ def _row(what: str, shape: tuple[int, int, int], compiled: Compiled, groups: flo
 def sparse_matvec(shape: tuple[int, int, int]) -> str:
     from crepe.kernels.triton import sp24_matvec as kernel
 
-    constants, config = kernel.plan(shape, torch.bfloat16)
+    constants, config, _ = kernel.plan(shape, torch.bfloat16)
     types = {"out": "*bf16", "x": "*i64", "values": "*i32", "meta": "*i32", "bias": "*bf16"}
     compiled = compile_kernel(kernel.matvec_kernel, types, {**constants, **OFF}, config)
     return _row("2:4 matrix-vector", shape, compiled, constants["ROWS"] * constants["WORDS"] * 8 / LANES)
@@ -36,7 +36,7 @@ def sparse_matvec(shape: tuple[int, int, int]) -> str:
 def sparse_matmul(shape: tuple[int, int, int]) -> str:
     from crepe.kernels.triton import sp24_matmul as kernel
 
-    constants, config = kernel.plan(shape, torch.bfloat16)
+    constants, config, _ = kernel.plan(shape, torch.bfloat16)
     types = {"out": "*bf16", "x": "*bf16", "values": "*i32", "meta": "*i32", "bias": "*bf16", "tokens": "i32"}
     compiled = compile_kernel(kernel.matmul_kernel, types, {**constants, **OFF}, config)
     groups = constants["BN"] * constants["WORDS"] * 8 / LANES / config.warps
@@ -46,7 +46,7 @@ def sparse_matmul(shape: tuple[int, int, int]) -> str:
 def sparse_mma(shape: tuple[int, int, int]) -> str:
     from crepe.kernels.triton import sp24_mma as kernel
 
-    constants, config = kernel.plan(shape, torch.bfloat16)
+    constants, config, _ = kernel.plan(shape, torch.bfloat16)
     x = "*i32" if constants["ARRANGED"] else "*i64"
     types = {"out": "*bf16", "x": x, "values": "*i32", "meta": "*i32", "bias": "*bf16", "tokens": "i32"}
     compiled = compile_kernel(kernel.mma_kernel, types, {**constants, **OFF}, config)
@@ -58,7 +58,7 @@ def sparse_mma(shape: tuple[int, int, int]) -> str:
 def blocks_matvec(shape: tuple[int, int, int]) -> str:
     from crepe.kernels.triton import colblock_matvec as kernel
 
-    constants, config = kernel.plan(shape, shape[2] // 2, 64, 8, torch.bfloat16)
+    constants, config, _ = kernel.plan(shape, shape[2] // 2, 64, 8, torch.bfloat16)
     types = {"out": "*bf16", "x": "*i32", "values": "*i32", "blocks": "*i32", "bias": "*bf16"}
     compiled = compile_kernel(kernel.matvec_kernel, types, {**constants, "HAS_BIAS": False}, config)
     fours = constants["ROWS"] * constants["PIECES"] * 2 / LANES / config.warps

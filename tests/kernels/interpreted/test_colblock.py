@@ -81,7 +81,7 @@ def test_an_input_that_no_block_keeps_may_be_infinite(backend: str) -> None:
 def test_every_tile_of_matmul(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(configs.TABLES, "colblock_matmul", (Row(row.config),))
     _check("matmul", 5, 72, 320, ColBlock(64, 8), torch.bfloat16)
-    constants, _ = colblock_matmul.plan((5, 72, 320), 160, 64, 8, False, configs.HOPPER)
+    constants, *_ = colblock_matmul.plan((5, 72, 320), 160, 64, 8, False, configs.HOPPER)
     assert constants["BK"] == row.config.tiles["BK"]
 
 
