@@ -38,11 +38,11 @@ def bench_kernels(only: Sequence[str] = ("*",), device: str = "auto") -> dict[st
 
     place = parse_device(device)
     chosen = [case for case in _cases() if any(fnmatch.fnmatch(_title(case), glob) for glob in only)]
+    if not chosen:
+        raise UsageError(f'--only {",".join(only)} matches no case: they are called "operation label tokens"')
     if place.type != "cuda":
         reason = f"{len(chosen)} cases: kernels are timed on a GPU, and this is {place.type}"
         return {"machine": machine(place), "cases": [], "not_measured": [reason]}
-    if not chosen:
-        raise UsageError(f'--only {",".join(only)} matches no case: they are called "operation label tokens"')
     measured = []
     with torch.cuda.device(place), bar("measuring", len(chosen)) as advance:
         limits = {"bytes_per_second": bandwidth(place), "flops_per_second": arithmetic(place)}

@@ -179,8 +179,10 @@ _LAYOUTS: dict[str, type[Layout]] = {kind.name: kind for kind in (TwoOfFour, Blo
 
 def parse_layout(about: Mapping[str, Any]) -> Layout:
     """The inverse of `to_dict`. Raises CrepeError for a layout or a key that this version does not know."""
+    if not isinstance(about, Mapping):
+        raise CrepeError(f"config.json describes a packed tensor as {about!r}: expected an object with its layout")
     given = dict(about)
-    kind = _LAYOUTS.get(given.pop("layout", ""))
+    kind = _LAYOUTS.get(str(given.pop("layout", "")))
     if kind is None:
         raise CrepeError(f"unknown layout {about.get('layout')!r}: this version of crepe knows {', '.join(_LAYOUTS)}")
     odd = sorted(set(given) - {field.name for field in fields(kind)})

@@ -27,7 +27,12 @@ class PackedLinear(nn.Module):
         self.train(linear.training)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.layout.linear(inputs, self.packed, self.bias)
+        tensors, bias = self.packed, self.bias
+        dtype = autocast_dtype(inputs) if torch._C._is_any_autocast_enabled() else None
+        if dtype is not None:
+            inputs, tensors[""] = inputs.to(dtype), tensors[""].to(dtype)
+            bias = None if bias is None else bias.to(dtype)
+        return self.layout.linear(inputs, tensors, bias)
 
     @property
     def packed(self) -> dict[str, Tensor]:
@@ -43,6 +48,15 @@ class PackedLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, layout={self.layout.name}, bias={self.bias is not None}"
+
+
+def autocast_dtype(inputs: Tensor) -> torch.dtype | None:
+    """What autocast makes of a linear layer's operands, None where it is off. It does so by itself only for operations
+    of torch's own."""
+    place = inputs.device.type
+    if torch.amp.is_autocast_available(place) and torch.is_autocast_enabled(place):
+        return torch.get_autocast_dtype(place)
+    return None
 
 
 def put(owner: nn.Module, attribute: str, layout: Layout, like: Tensor) -> None:
@@ -73,7 +87,7 @@ def insert(model: nn.Module, layouts: Mapping[str, Layout]) -> None:
     """Make room in `model` (on the meta device, dense) for the packed parameters, by name.
 
     Raises:
-        CrepeError: the model has no such parameter, or one of another shape.
+        CrepeError: the model has no such parameter, or one of another shape or orientation.
     """
     for name, layout in layouts.items():
         owner, attribute = owner_of(model, name)
@@ -82,6 +96,8 @@ def insert(model: nn.Module, layouts: Mapping[str, Layout]) -> None:
             raise CrepeError(
                 f"{name!r} is packed from shape {layout.shape}, the model of config.json wants {tuple(parameter.shape)}"
             )
+        if isinstance(owner, nn.Linear) and layout.transposed:
+            raise CrepeError(f"config.json says that {name!r} is transposed: the weight of a linear layer never is")
         if isinstance(owner, nn.Linear) and runs_packed(owner, layout):
             model.set_submodule(name.rpartition(".")[0], PackedLinear(layout, owner))
         else:

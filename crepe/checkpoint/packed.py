@@ -21,6 +21,8 @@ from crepe.models.views import View
 
 # The names of dtypes in the header of a safetensors file, for the parts that have one of their own.
 _STORED_AS = {torch.int32: "I32", torch.uint8: "U8"}
+# Those of kept values.
+_FLOATS = ("BF16", "F16", "F32", "F64")
 
 
 @dataclass(frozen=True)
@@ -135,11 +137,11 @@ def check_parts(files: Sequence[str | Path], layouts: Mapping[str, Layout]) -> N
             if name + suffix not in found:
                 raise CrepeError(f"the packed checkpoint lacks {name + suffix!r}: download or copy it again")
             own, stored = found[name + suffix]
-            wanted = _STORED_AS[dtype] if dtype else stored
-            if own != shape or stored != wanted:
+            wanted = (_STORED_AS[dtype],) if dtype else _FLOATS
+            if own != shape or stored not in wanted:
                 raise CrepeError(
                     f"packed tensor {name + suffix!r} is {own} of {stored}, its layout in config.json wants {shape} of "
-                    f"{wanted}"
+                    f"{' or '.join(wanted)}"
                 )
 
 

@@ -65,6 +65,8 @@ class CrepeQuantizer(HfQuantizer):  # type: ignore[misc]
     ) -> None:
         config = self.quantization_config
         if config.format == "packed":
+            if not isinstance(config.tensors, dict):
+                raise CrepeError(f"config.json lists packed tensors as {config.tensors!r}: expected an object by name")
             layouts = {name: parse_layout(about) for name, about in config.tensors.items()}
             self._layouts = own_names(model, layouts)
             check_parts(checkpoint_files or [], layouts)

@@ -209,6 +209,7 @@ def resize_for(model: Any, data: Mapping[str, Any]) -> None:
     """
     if data.get("version", 0) > VERSION:
         raise CrepeError(f"this checkpoint is of sliced format {data['version']}, known is {VERSION}: update crepe")
+    _check_entries(data, len(find_blocks(model)))
     donors: dict[str, list[Block]] = {}
     for index, edits in data["per_layer_config"].items():
         key = repr(sorted(edits.items()))
@@ -227,6 +228,16 @@ def resize_for(model: Any, data: Mapping[str, Any]) -> None:
     wrong = [name for name, shape in shapes_of(model).items() if list(shape) != data["shapes"].get(name, list(shape))]
     if wrong:
         raise CrepeError(f"{wrong[0]!r} cannot be given the shape {data['shapes'][wrong[0]]} of the checkpoint")
+
+
+def _check_entries(data: Mapping[str, Any], blocks: int) -> None:
+    """Raises CrepeError where what config.json says of a sliced checkpoint cannot be read."""
+    for key in ("per_layer_config", "shapes"):
+        if not isinstance(data.get(key), Mapping):
+            raise CrepeError(f"config.json has {data.get(key)!r} as {key!r} of a sliced checkpoint: expected an object")
+    odd = [index for index in data["per_layer_config"] if index not in map(str, range(blocks))]
+    if odd:
+        raise CrepeError(f"config.json describes layer {odd[0]!r} of a sliced checkpoint: the model has {blocks}")
 
 
 def _resize(model: Any, name: str, shape: tuple[int, ...]) -> None:

@@ -23,6 +23,8 @@ _PREFILL_STEP = 32
 # A tensor core takes 16 rows at least; a block is read 16 bytes at a time, and a step of `matmul` holds 64 inputs.
 LEAST_ROWS = 16
 COLUMNS = (8, 16, 32, 64)
+# The kernels count kept values in 32 bits.
+MOST_VALUES = 1 << 31
 
 
 def _obstacle(
@@ -38,6 +40,8 @@ def _obstacle(
         return f"x has {x.shape[-1]} inputs, no multiple of {columns}"
     if bias is not None and tuple(bias.shape) != (len(values),):
         return f"the bias is {tuple(bias.shape)} for {len(values)} outputs"
+    if bias is not None and bias.dtype != values.dtype:
+        return f"the bias is {bias.dtype} and the weights are {values.dtype}"
     return None if x.numel() else "x is empty"
 
 
@@ -48,6 +52,8 @@ def _layout_obstacle(values: Tensor, blocks: Tensor, rows: int, columns: int) ->
         return f"its blocks have {columns} columns: it takes {', '.join(map(str, COLUMNS))}"
     if values.numel() == 0:
         return "no block is kept"
+    if values.numel() >= MOST_VALUES:
+        return f"the weight keeps {values.numel()} values: it takes less than {MOST_VALUES}"
     expected = (-(-len(values) // rows), values.shape[1] // columns)
     if blocks.dtype != torch.int32 or tuple(blocks.shape) != expected or values.shape[1] % columns:
         return f"blocks is {tuple(blocks.shape)} of {blocks.dtype}: {tuple(values.shape)} values do not belong to it"

@@ -35,6 +35,8 @@ def _obstacle(x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None) -> s
         return f"x has {x.shape[-1]} inputs and the weights {2 * values.shape[1]}"
     if bias is not None and tuple(bias.shape) != (len(values),):
         return f"the bias is {tuple(bias.shape)} for {len(values)} outputs"
+    if bias is not None and bias.dtype != values.dtype:
+        return f"the bias is {bias.dtype} and the weights are {values.dtype}"
     return None if x.numel() else "x is empty"
 
 

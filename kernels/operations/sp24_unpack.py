@@ -9,6 +9,9 @@ from crepe.kernels.dispatch import OPERATIONS, Backend, Operation, always, inter
 from crepe.kernels.operations.tensors import aligned, custom_op, device_of, kernel_obstacle
 from crepe.kernels.reference import sp24
 
+# The kernels count pairs of kept values in 32 bits.
+MOST_VALUES = 1 << 32
+
 
 def layout_obstacle(values: Tensor, meta: Tensor) -> str | None:
     """Why the kernels cannot read this weight, None where they can: any width that the layout can hold.
@@ -21,6 +24,8 @@ def layout_obstacle(values: Tensor, meta: Tensor) -> str | None:
         return f"the weight has {inputs} inputs: it takes multiples of {sp24.INPUTS}"
     if values.numel() == 0:
         return "the weight is empty"
+    if values.numel() >= MOST_VALUES:
+        return f"the weight keeps {values.numel()} values: it takes less than {MOST_VALUES}"
     if meta.dtype != torch.int32 or tuple(meta.shape) != (outputs, inputs // sp24.INPUTS):
         return f"meta is {tuple(meta.shape)} of {meta.dtype}: {tuple(values.shape)} values do not belong to it"
     return None

@@ -14,24 +14,25 @@ TILE = 64
 
 @triton.jit(do_not_specialize=["tokens"])
 def transpose_kernel(out, x, tokens, across, INPUTS: tl.constexpr, TILE: tl.constexpr):
-    """out: (INPUTS, across). x: (tokens, INPUTS). What lies behind the last token is not written."""
+    """out: (INPUTS, across), zero behind the last token: up to a width that 16 divides, it is written 16 bytes at once.
+    x: (tokens, INPUTS)."""
     token = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     column = tl.program_id(1) * TILE + tl.arange(0, TILE)
     part = tl.load(
-        x + token[:, None] * INPUTS + column[None, :], (token < tokens)[:, None] & (column < INPUTS)[None, :]
+        x + token[:, None] * INPUTS + column[None, :], (token < tokens)[:, None] & (column < INPUTS)[None, :], other=0
     )
     tl.store(
         out + column[:, None].to(tl.int64) * across + token[None, :],
         tl.trans(part),
-        (column < INPUTS)[:, None] & (token < tokens)[None, :],
+        (column < INPUTS)[:, None] & (token < across)[None, :],
     )
 
 
 def exchanged(x: Tensor, multiple: int) -> Tensor:
-    """x: (tokens, inputs) -> (inputs, tokens rounded up to `multiple`); the rest is whatever the memory held."""
+    """x: (tokens, inputs) -> (inputs, tokens rounded up to `multiple`), zero behind the last."""
     tokens, inputs = x.shape
     across = cdiv(tokens, multiple) * multiple
     out = torch.empty(inputs, across, dtype=x.dtype, device=x.device)
-    grid = (cdiv(tokens, TILE), cdiv(inputs, TILE))
+    grid = (cdiv(across, TILE), cdiv(inputs, TILE))
     transpose_kernel[grid](out, x, tokens, across, inputs, TILE, num_warps=4)
     return out

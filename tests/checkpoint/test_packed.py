@@ -18,9 +18,11 @@ import crepe
 from conftest import fails, save_tokenizer
 from crepe.checkpoint import write
 from crepe.checkpoint.modules import PackedLinear
+from crepe.checkpoint.packing import pack
 from crepe.checkpoint.section import GUARD, read_section
 from crepe.cli.main import main
 from crepe.errors import CrepeError
+from crepe.masks import Mask, parse_pattern
 from families import tiny_model
 from runs import assert_resume_gives_the_same_bytes, prune_named
 
@@ -152,6 +154,27 @@ def test_packed_layers_compile_without_a_break(tiny_folder: Callable[..., str], 
     layer, inputs = packed.model.layers[0].mlp, torch.randn(2, 32)
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     assert torch.allclose(compiled(inputs), layer(inputs), atol=1e-6)
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "colblock:8x8"])
+@pytest.mark.parametrize(("stored", "wanted"), [(torch.bfloat16, torch.bfloat16), (torch.float32, torch.bfloat16)])
+def test_autocast_holds_for_packed_layers_as_for_dense_ones(
+    pattern: str, stored: torch.dtype, wanted: torch.dtype
+) -> None:
+    weight = torch.randn(16, 32, generator=torch.Generator().manual_seed(0)).to(stored)
+    mask = parse_pattern(pattern).select(weight.float().abs(), 0.5)
+    dense = torch.nn.Linear(32, 16, dtype=stored)
+    dense.weight.data = weight * mask
+    found = pack(dense.weight.data, [Mask(mask, parse_pattern(pattern))], transposed=False)
+    assert found.layout is not None
+    packed = PackedLinear(found.layout, dense)
+    packed.load_state_dict({"weight" + suffix: part for suffix, part in found.tensors.items()} | {"bias": dense.bias})
+    inputs = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(1))
+    compiled = torch.compile(packed, backend="aot_eager", fullgraph=True)
+    with torch.no_grad(), torch.autocast("cpu", wanted):
+        expected = dense(inputs)
+        assert expected.dtype == wanted
+        assert torch.equal(packed(inputs), expected) and torch.equal(compiled(inputs), expected)
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "colblock:8x8"])

@@ -97,7 +97,11 @@ def test_a_tensor_of_another_shape_or_dtype(packed: Callable[[str], Path], tmp_p
     def wide(tensors: dict[str, torch.Tensor]) -> None:
         tensors[f"{Q}_meta"] = tensors[f"{Q}_meta"].long()
 
+    def whole(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[Q] = tensors[Q].int()
+
     _fails(_copy(packed("2:4"), tmp_path / "narrow", narrow), r"is \(32, 15\) of F32.*wants \(32, 16\)")
+    _fails(_copy(packed("2:4"), tmp_path / "whole", whole), "of I32.*wants .* of BF16 or F16 or F32")
     _fails(_copy(packed("2:4"), tmp_path / "wide", wide), "of I64.*wants .* of I32")
 
 
@@ -125,15 +129,24 @@ def test_a_newer_version_of_the_format(packed: Callable[[str], Path], tmp_path: 
         ({"layout": "3:5", "shape": [32, 32]}, "unknown layout '3:5'"),
         ({"layout": "2:4", "shape": [32, 32], "colour": 1}, "wrongly.*colour"),
         ({"layout": "2:4"}, "wrongly.*shape"),
+        ({"layout": ["2:4"], "shape": [32, 32]}, "unknown layout"),
+        ("2:4", "expected an object with its layout"),
+        ({"layout": "2:4", "shape": [32, 32], "transposed": True}, "says that .* is transposed"),
         ({"layout": "colblock", "shape": [32, 32], "pattern": "2:4", "kept": 2}, "no colblock:RxC"),
     ],
 )
 def test_a_description_that_makes_no_sense(
-    packed: Callable[[str], Path], tmp_path: Path, entry: dict[str, Any], match: str
+    packed: Callable[[str], Path], tmp_path: Path, entry: Any, match: str
 ) -> None:
     folder = _copy(packed("2:4"), tmp_path / "out")
     _edit(folder, lambda config: config["quantization_config"]["tensors"].update({Q: entry}))
     _fails(folder, match)
+
+
+def test_tensors_that_are_no_object(packed: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = _copy(packed("2:4"), tmp_path / "out")
+    _edit(folder, lambda config: config["quantization_config"].update(tensors=[Q]))
+    _fails(folder, "lists packed tensors as .*expected an object by name")
 
 
 def test_an_unknown_format(packed: Callable[[str], Path], tmp_path: Path) -> None:

@@ -165,6 +165,19 @@ def test_a_later_format_is_refused() -> None:
         resize_for(None, {"version": 2, "shapes": {}, "per_layer_config": {}})
 
 
+@pytest.mark.parametrize(
+    ("entries", "match"),
+    [
+        ({"per_layer_config": {}}, "None as 'shapes'"),
+        ({"shapes": {}, "per_layer_config": [1]}, r"\[1\] as 'per_layer_config'"),
+        ({"shapes": {}, "per_layer_config": {"9": {}}}, "describes layer '9' .*: the model has 3"),
+    ],
+)
+def test_a_description_that_makes_no_sense(entries: dict[str, Any], match: str) -> None:
+    with pytest.raises(CrepeError, match=match):
+        resize_for(tiny_model("llama"), {"version": 1, **entries})
+
+
 def test_a_parameter_that_no_key_reaches_is_resized_alone() -> None:
     model = build_on_meta(tiny_model("llama"), tiny_model("llama").config)
     data = {"version": 1, "shapes": {"model.layers.0.mlp.up_proj.weight": [48, 32]}, "per_layer_config": {"0": {}}}

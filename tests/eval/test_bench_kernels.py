@@ -56,5 +56,9 @@ def test_without_a_gpu_nothing_is_claimed(capsys: pytest.CaptureFixture[str]) ->
     assert "not measured: " in capsys.readouterr().out
 
 
+def test_a_name_that_no_case_has_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "matches no case" in fails(capsys, 2, "bench", "--kernels", "--only", "nothing*")
+
+
 def test_words_that_belong_to_models_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "does not go with --kernels" in fails(capsys, 2, "bench", "--kernels", "--rounds", "3")

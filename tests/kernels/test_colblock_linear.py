@@ -9,7 +9,7 @@ import torch
 from torch import library
 
 from crepe.errors import CrepeError
-from crepe.kernels.operations.colblock_linear import OPERATION, colblock_linear
+from crepe.kernels.operations.colblock_linear import OPERATION, _layout_obstacle, colblock_linear
 from crepe.kernels.reference import colblock
 from crepe.masks import ColBlock
 from gpu import needs_gpu, replayed
@@ -53,8 +53,14 @@ def test_gpu_products(shape: tuple[int, int], pattern: ColBlock, dtype: torch.dt
         assert_close(found, exact(x, weight, some_bias))
 
 
+def test_weights_that_32_bits_cannot_count_are_not_for_kernels() -> None:
+    values, blocks = torch.empty(1 << 17, 1 << 14, device="meta"), torch.empty(1 << 11, 1 << 11, dtype=torch.int32)
+    assert "2147483648 values" in str(_layout_obstacle(values, blocks, 64, 8))
+    assert _layout_obstacle(values[64:], blocks[1:], 64, 8) is None
+
+
 @needs_gpu
-@pytest.mark.parametrize("tokens", [1, 8])
+@pytest.mark.parametrize("tokens", [1, 8, 600])
 def test_gpu_graphs_and_compiled_layers(tokens: int) -> None:
     values, blocks = (tensor.cuda() for tensor in colblock_weight(512, 1024, ColBlock(64, 8), torch.bfloat16))
     x, other = (weight_of(tokens, 1024, torch.bfloat16, seed).cuda() for seed in (2, 3))

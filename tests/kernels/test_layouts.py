@@ -30,6 +30,16 @@ def test_2_of_4_comes_back(seed: int, out: int, words: int, dtype: torch.dtype) 
     _assert_same_bits(sp24.unpack(values, meta), apply_mask(weight, kept))
 
 
+def test_codes_are_counted_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sp24, "_WORDS_AT_ONCE", 4)
+    weight = _weight(0, 9, 64)
+    values, meta = sp24.pack(weight, NofM(2, 4).select(weight.float().abs(), 0.5))
+    sp24.check(values, meta, (9, 64))
+    meta[0, 0] = meta[8, 1] = 0
+    with pytest.raises(CrepeError, match="16 codes are no pair"):
+        sp24.check(values, meta, (9, 64))
+
+
 def test_2_of_4_words_are_where_the_description_says() -> None:
     """Word by word against a loop over groups that follows the text."""
     weight = _weight(0, 3, 96)

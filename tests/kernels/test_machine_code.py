@@ -24,6 +24,7 @@ from crepe.kernels.triton import (
     sp24_matvec,
     sp24_mma,
     sp24_unpack,
+    transpose,
 )
 from crepe.kernels.triton.configs import HOPPER, Config, Device, Row, device_of
 
@@ -201,6 +202,8 @@ def test_sp24_unpack() -> None:
     types = {"out": "*i64", "values": "*i32", "meta": "*i32"}
     compiled = compile_kernel(sp24_unpack.unpack_kernel, types, constants | {"INTERPRETED": False}, config)
     _stays_within(compiled, config)
+    # Of each bit position: twice as many bytes are written as read, so the stores divide them among the lanes anew.
+    assert compiled.conversions() == 8
     opcodes, groups = compiled.opcodes(), constants["WORDS"] * 8 / LANES
     # 12.5 bytes are read and written for a group, nearly three times those of a product.
     assert sum(opcodes.values()) / groups <= 26
@@ -230,6 +233,7 @@ def test_colblock_matmul(shape: tuple[int, int, int], rows: int, columns: int, e
     constants = {**constants, "HAS_BIAS": False, "INTERPRETED": False}
     compiled = compile_kernel(colblock_matmul.matmul_kernel, types, constants, config, even="across")
     _stays_within(compiled, config)
+    assert compiled.conversions() <= 1
     loop, threads = compiled.loop(), LANES * config.warps
     copied = constants["BK"] * (constants["BN"] + constants["BM"]) * 2 / 16 / threads
     # What is left over reads the numbers of the blocks, some of them by the same instruction.
@@ -239,12 +243,32 @@ def test_colblock_matmul(shape: tuple[int, int, int], rows: int, columns: int, e
     assert sum(loop.values()) <= 60 + (11 if exchanging else 8) * copied
 
 
+def test_what_comes_before_a_product_is_written_in_wide_stores() -> None:
+    """Activations are exchanged or arranged by kernels of their own, which read what the caches can hold."""
+    types = {"out": "*bf16", "x": "*bf16", "tokens": "i32", "across": "i32"}
+    constants = {"INPUTS": 4096, "TILE": transpose.TILE}
+    compiled = compile_kernel(transpose.transpose_kernel, types, constants, Config({}, 4), even="across")
+    _stays_within(compiled, Config({}, 4, shared=16 << 10))
+    opcodes = compiled.opcodes()
+    assert starting(opcodes, "STG") == opcodes["STG.E.128"] == transpose.TILE**2 * 2 / 16 / LANES / 4
+    assert sum(opcodes.values()) <= 200
+    types = {"out": "*i32", "x": "*i32", "tokens": "i32"}
+    for early in (False, True):
+        constants = {"INPUTS": 4096, "BLOCKS": 8, "SIZE": sp24_mma._SIZE, "EARLY": early}
+        compiled = compile_kernel(sp24_mma.arrange_kernel, types, constants, Config({}, 4))
+        _stays_within(compiled, Config({}, 4, shared=8 << 10))
+        opcodes = compiled.opcodes()
+        assert starting(opcodes, "STG") == opcodes["STG.E.128"] and sum(opcodes.values()) <= 250
+
+
 @pytest.mark.parametrize(("tokens", "columns", "budget"), [(1, 8, 15.0), (1, 32, 15.0), (3, 8, 27.0)])
 def test_colblock_matvec(tokens: int, columns: int, budget: float) -> None:
     constants, config, _ = colblock_matvec.plan((tokens, 4096, 16384), 8192, 64, columns, BF16)
     types = {"out": "*bf16", "x": "*i32", "values": "*i32", "blocks": "*i32", "bias": "*bf16"}
     compiled = compile_kernel(colblock_matvec.matvec_kernel, types, constants | {"HAS_BIAS": False}, config)
     _stays_within(compiled, config)
+    # The numbers of the blocks: read by one layout, used by another.
+    assert compiled.conversions() == 1
     loop, pieces = compiled.loop(), constants["PIECES"] / LANES / config.warps
     assert sum(loop.values()) / (2 * constants["ROWS"] * pieces) <= budget
     assert loop["LDG.E.128"] == (constants["ROWS"] + tokens) * pieces

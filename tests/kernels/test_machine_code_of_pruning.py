@@ -99,6 +99,10 @@ def test_overall(kernel: str, tensors: dict[str, str], budget: float) -> None:
     assert found.opcodes()["LDG.E.128"] + found.opcodes()["LDG.E.EL.128"] == 6
 
 
+def test_the_search_behind_a_missed_bracket_does_not_spill() -> None:
+    _compiled(overall_kernels.search_kernel, 1, {"state": "*i64", "keep": "i32"}, 4, OUTPUTS=4096, K=4096, TILE=1024)
+
+
 def test_gathering() -> None:
     """Its stores are scattered, so that Triton deals the keys out anew: the dearest of the passes."""
     tensors = {"bounds": "*i32", "starts": "*i64", "gathered": "*i32", "outputs": "i32", "capacity": "i32"}
@@ -122,7 +126,7 @@ def test_sums_and_windows() -> None:
 def test_bitmaps_do_not_spill() -> None:
     types = {"weight": "*bf16", "values": "*bf16", "kept": "*u8", "bits": "*u8", "starts": "*i64", "counts": "*i32"}
     types |= dict.fromkeys(("total", "count", "length"), "i32")
-    for kernel in (bitmap.pack_kernel, bitmap.unpack_kernel):
+    for kernel in (bitmap.bits_kernel, bitmap.pack_kernel, bitmap.count_kernel, bitmap.unpack_kernel):
         own = {name: types[name] for name in kernel.arg_names if name in types}
         found = compile_kernel(kernel, own, {"TILE": bitmap.TILE}, Warps(bitmap.WARPS))
         assert starting(found.opcodes(), "LDL", "STL") == 0

@@ -17,7 +17,7 @@ from crepe.checkpoint.layouts import TwoOfFour
 from crepe.checkpoint.modules import PackedLinear
 from crepe.errors import CrepeError
 from crepe.kernels.operations.sp24_linear import OPERATION, sp24_linear
-from crepe.kernels.operations.sp24_unpack import sp24_unpack
+from crepe.kernels.operations.sp24_unpack import layout_obstacle, sp24_unpack
 from crepe.kernels.reference import sp24
 from gpu import needs_gpu, replayed
 from sparse_weights import SP24_CHOICES, assert_close, exact, poisoned, sp24_weight, strided, weight_of
@@ -47,6 +47,12 @@ def test_without_a_gpu_the_reference_runs_and_names_are_refused() -> None:
     for name in ("mma", "matmul", "unpack"):
         with pytest.raises(CrepeError, match=f"'{name}': it needs a GPU and the"):
             OPERATION.run(x, values, meta, None, backend=name)
+
+
+def test_weights_that_32_bits_cannot_count_are_not_for_kernels() -> None:
+    values, meta = torch.empty(1 << 17, 1 << 15, device="meta"), torch.empty(1 << 17, 1 << 11, dtype=torch.int32)
+    assert "4294967296 values" in str(layout_obstacle(values, meta))
+    assert layout_obstacle(values[1:], meta[1:]) is None
 
 
 def test_no_tokens_make_no_outputs() -> None:
@@ -188,7 +194,7 @@ def test_gpu_choices() -> None:
 
 
 @needs_gpu
-@pytest.mark.parametrize("tokens", [1, 3, 8, 200])
+@pytest.mark.parametrize("tokens", [1, 3, 8, 16, 64, 200])
 def test_gpu_graphs_and_compiled_layers(tokens: int) -> None:
     values, meta = (tensor.cuda() for tensor in sp24_weight(512, 2048, torch.bfloat16))
     x, other = (weight_of(tokens, 2048, torch.bfloat16, seed).cuda() for seed in (2, 3))

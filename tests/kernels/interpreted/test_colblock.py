@@ -10,6 +10,7 @@ from crepe.kernels.operations.colblock_linear import OPERATION
 from crepe.kernels.reference import colblock
 from crepe.kernels.triton import colblock_matmul, configs
 from crepe.kernels.triton.configs import Config, Row
+from crepe.kernels.triton.transpose import exchanged
 from crepe.masks import ColBlock
 from sparse_weights import assert_close, colblock_weight, exact, poisoned, weight_of
 
@@ -59,6 +60,15 @@ def test_matvec(
 def test_every_width_that_the_layout_holds(backend: str, tokens: int, inputs: int) -> None:
     """Kept inputs from one block to more than a tile, with the tiles that a GPU gets."""
     _check(backend, tokens, 20, inputs, ColBlock(16, 8), torch.bfloat16)
+
+
+@pytest.mark.parametrize(("tokens", "inputs"), [(1, 8), (64, 64), (70, 72)])
+def test_exchanged_activations_end_in_zeros(tokens: int, inputs: int) -> None:
+    x = weight_of(tokens, inputs, torch.bfloat16)
+    with poisoned():
+        found = exchanged(x, 128)
+    assert found.shape == (inputs, 128)
+    assert torch.equal(found[:, :tokens], x.T) and not found[:, tokens:].any()
 
 
 @pytest.mark.parametrize("backend", ["matmul", "prefill"])
