@@ -7,6 +7,8 @@ import subprocess
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,12 @@ HOPPER = 90
 _INSTRUCTION = re.compile(r"/\*(?P<address>[0-9a-f]{4,})\*/\s+(?P<text>[^;]+);")
 _PREDICATE = re.compile(r"^@!?U?P\w+\s+")
 _BRANCH = re.compile(r"^BRA\b.*?(?P<target>0x[0-9a-f]+)")
+
+
+# For modules whose budgets hold for the version that they were counted with.
+counted = pytest.mark.skipif(
+    bool(find_spec("triton")) and not version("triton").startswith("3.6."), reason="the budgets are those of triton 3.6"
+)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ from crepe.errors import CrepeError
 from crepe.kernels.reference import bitmap, colblock, sp24
 from crepe.masks import ColBlock, parse_pattern
 
+# Behind the names of the tensors that say where values belong.
+SUFFIXES = ("_meta", "_order", "_blocks", "_bits")
 # Shape and dtype of one tensor of a layout; no dtype: the parameter's own.
 Part = tuple[tuple[int, ...], torch.dtype | None]
 # The tensors of a parameter by the suffix of their names; the values have none.
@@ -113,7 +115,8 @@ class TwoOfFour(Layout):
 
     def linear(self, inputs: Tensor, tensors: Tensors, bias: Tensor | None) -> Tensor:
         if self.ordered:
-            inputs = inputs.index_select(-1, tensors["_order"])
+            # Of any other width, some inputs would be left out in silence.
+            inputs = inputs.unflatten(-1, (self.matrix_shape[1],)).index_select(-1, tensors["_order"])
         return sp24_linear(inputs, tensors[""], tensors["_meta"], bias)
 
     def uncovered(self, inputs: Tensor, tensors: Tensors, bias: Tensor | None) -> str | None:
@@ -189,11 +192,17 @@ def parse_layout(about: Mapping[str, Any]) -> Layout:
     if odd:
         raise CrepeError(f"config.json describes a tensor in layout {kind.name} wrongly: it has no {odd[0]!r}")
     try:
-        layout = kind(**{**given, "shape": tuple(int(size) for size in given["shape"])})
+        if not _are_sizes(given["shape"], 1) or len(given["shape"]) < 2 or not _are_sizes([given.get("kept", 0)], 0):
+            raise CrepeError("shape has at least two sizes, and kept is a number")
+        layout = kind(**{**given, "shape": tuple(given["shape"])})
         layout.parts()
         return layout
     except (KeyError, TypeError, ValueError, CrepeError) as error:
         raise CrepeError(f"config.json describes a tensor in layout {kind.name} wrongly: {about}: {error}") from None
+
+
+def _are_sizes(given: Any, least: int) -> bool:
+    return isinstance(given, list | tuple) and all(type(size) is int and size >= least for size in given)
 
 
 def unpacked(tensors: Mapping[str, Tensor], layouts: Mapping[str, Mapping[str, Any]]) -> dict[str, Tensor]:

@@ -149,5 +149,5 @@ def owner_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
         owner = model.get_submodule(path)
         getattr(owner, attribute)
     except AttributeError:
-        raise CrepeError(f"config.json describes a packed tensor {name!r} that the model does not have") from None
+        raise CrepeError(f"config.json describes a tensor {name!r} that the model does not have") from None
     return owner, attribute

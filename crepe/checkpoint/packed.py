@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from crepe.checkpoint.blocks import block_state, saved
-from crepe.checkpoint.layouts import Layout
+from crepe.checkpoint.layouts import SUFFIXES, Layout
 from crepe.checkpoint.modules import runs_packed
 from crepe.checkpoint.packing import Packed, pack, size_of
 from crepe.errors import CrepeError
@@ -127,7 +127,7 @@ def check_parts(files: Sequence[str | Path], layouts: Mapping[str, Layout]) -> N
     """Hold what the headers of the files say against the layouts, before any weight is read.
 
     Raises:
-        CrepeError: a file is cut short, or a tensor is missing or has another shape or dtype.
+        CrepeError: a file is cut short, or a tensor is missing, has another shape or dtype, or belongs to no layout.
     """
     found: dict[str, tuple[tuple[int, ...], str]] = {}
     for file in files:
@@ -143,6 +143,12 @@ def check_parts(files: Sequence[str | Path], layouts: Mapping[str, Layout]) -> N
                     f"packed tensor {name + suffix!r} is {own} of {stored}, its layout in config.json wants {shape} of "
                     f"{' or '.join(wanted)}"
                 )
+        for suffix in set(SUFFIXES) - set(layout.suffixes):
+            if name + suffix in found:
+                raise CrepeError(
+                    f"the file has {name + suffix!r}, of which layout {layout.name} in config.json knows nothing: one "
+                    "of the two is damaged"
+                )
 
 
 def _header(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -155,18 +161,3 @@ def _header(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
             return {name: (tuple(found.get_shape()), str(found.get_dtype())) for name, found in slices.items()}
     except (SafetensorError, OSError) as error:
         raise CrepeError(f"{file} is truncated or corrupt ({error}): download or copy it again") from error
-
-
-def own_names(model: Any, layouts: Mapping[str, Layout]) -> dict[str, Layout]:
-    """Layouts by the names that this model has: a base model lacks the prefix, and what lies outside it."""
-    present = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    prefix = getattr(model, "base_model_prefix", "") + "."
-    is_base = not hasattr(model, prefix[:-1] or "_")
-    found = {}
-    for name, layout in layouts.items():
-        short = name.removeprefix(prefix)
-        if name in present or not is_base:
-            found[name] = layout
-        elif short in present:
-            found[short] = layout
-    return found

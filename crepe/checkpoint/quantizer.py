@@ -5,7 +5,7 @@ Importing this module registers it; crepe.checkpoint.hook does that as soon as t
 
 from __future__ import annotations
 
-from types import MethodType
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -16,7 +16,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from crepe.checkpoint.fallback import warn_of_fallbacks
 from crepe.checkpoint.layouts import Layout, parse_layout
 from crepe.checkpoint.modules import insert, settle, unpack_layers
-from crepe.checkpoint.packed import check_parts, own_names
+from crepe.checkpoint.names import own_name
+from crepe.checkpoint.packed import check_parts
 from crepe.checkpoint.resave import packed_again, save_guarded
 from crepe.checkpoint.section import METHOD, VERSION
 from crepe.errors import CrepeError
@@ -27,7 +28,7 @@ class CrepeConfig(QuantizationConfigMixin):  # type: ignore[misc]
     """The section `quantization_config` of config.json. tensors: of a packed checkpoint; content: of another format."""
 
     def __init__(
-        self, format: str = "", version: int = VERSION, tensors: dict[str, Any] | None = None, **content: Any
+        self, format: str = "", version: int | None = None, tensors: dict[str, Any] | None = None, **content: Any
     ) -> None:
         self.__dict__.update(content)
         if format == "packed":
@@ -46,9 +47,10 @@ class CrepeQuantizer(HfQuantizer):  # type: ignore[misc]
     def __init__(self, quantization_config: CrepeConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
         self._layouts: dict[str, Layout] = {}
-        if not isinstance(quantization_config.version, int) or quantization_config.version > VERSION:
+        version = quantization_config.version
+        if type(version) is not int or not 1 <= version <= VERSION:
             raise CrepeError(
-                f"the checkpoint has version {quantization_config.version!r} of crepe's format, this crepe reads up to "
+                f"the checkpoint has version {version!r} of crepe's format, this crepe reads up to "
                 f"{VERSION}: pip install -U crepe-prune"
             )
 
@@ -68,7 +70,9 @@ class CrepeQuantizer(HfQuantizer):  # type: ignore[misc]
             if not isinstance(config.tensors, dict):
                 raise CrepeError(f"config.json lists packed tensors as {config.tensors!r}: expected an object by name")
             layouts = {name: parse_layout(about) for name, about in config.tensors.items()}
-            self._layouts = own_names(model, layouts)
+            present = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+            owned = {own_name(model, name, present): layout for name, layout in layouts.items()}
+            self._layouts = {name: layout for name, layout in owned.items() if name is not None}
             check_parts(checkpoint_files or [], layouts)
             insert(model, self._layouts)
         elif config.format == "sliced":
@@ -76,12 +80,17 @@ class CrepeQuantizer(HfQuantizer):  # type: ignore[misc]
 
             resize_for(model, config.to_dict())
         else:
-            raise CrepeError(f"unknown format {config.format!r} of a checkpoint of crepe: pip install -U crepe-prune")
+            raise CrepeError(
+                f"unknown format {config.format!r} of a checkpoint of crepe: this crepe reads 'packed' and 'sliced'; "
+                "for a newer one, pip install -U crepe-prune"
+            )
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> None:
         settle(model, self._layouts)
         warn_of_fallbacks(model)
-        model.save_pretrained = MethodType(save_guarded, model)
+        if self.quantization_config.format == "packed":
+            model.requires_grad_(False)  # else torch.compile asks packed layers for gradients that they do not have
+        model.save_pretrained = partial(save_guarded, model)  # a method could not be found again by pickle
 
     def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Tensor] | None, dict[str, str]]:
         """For save_pretrained: what was unpacked for loading is packed again."""
@@ -92,6 +101,8 @@ class CrepeQuantizer(HfQuantizer):  # type: ignore[misc]
         return state, {}
 
     def _dequantize(self, model: Any, dtype: Any = None) -> Any:
+        if self.quantization_config.format == "sliced":
+            raise CrepeError("a sliced model is dense already: what was cut out of its matrices is gone")
         unpack_layers(model)
         del model.save_pretrained
         return model

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from crepe.checkpoint.blocks import checkpoint_tensors
 from crepe.checkpoint.files import save_tensors
+from crepe.checkpoint.modules import owner_of
+from crepe.checkpoint.names import own_name
 from crepe.checkpoint.reshape import Numbers, build_on_meta, edit, fit_config, shapes_of, shorter_config
 from crepe.checkpoint.section import VERSION
 from crepe.errors import CrepeError, UsageError
@@ -220,14 +222,20 @@ def resize_for(model: Any, data: Mapping[str, Any]) -> None:
         block = donors[key][int(index)]
         holder, _, place = block.name.rpartition(".")
         model.get_submodule(holder)[int(place)] = block.module
-    for name, shape in data["shapes"].items():
-        _resize(model, name, tuple(shape))
+    present = shapes_of(model)
+    owned = {own_name(model, name, present): tuple(shape) for name, shape in data["shapes"].items()}
+    wanted = {name: shape for name, shape in owned.items() if name is not None}
+    for name, shape in wanted.items():
+        _resize(model, name, shape)
+    places = dict(model.named_modules())
     for name, value in data.get("attributes", {}).items():
         path, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(path), attribute, value)
-    wrong = [name for name, shape in shapes_of(model).items() if list(shape) != data["shapes"].get(name, list(shape))]
+        own = own_name(model, path, places)
+        if own is not None:
+            setattr(model.get_submodule(own), attribute, value)
+    wrong = [name for name, shape in shapes_of(model).items() if shape != wanted.get(name, shape)]
     if wrong:
-        raise CrepeError(f"{wrong[0]!r} cannot be given the shape {data['shapes'][wrong[0]]} of the checkpoint")
+        raise CrepeError(f"{wrong[0]!r} cannot be given the shape {list(wanted[wrong[0]])} of the checkpoint")
 
 
 def _check_entries(data: Mapping[str, Any], blocks: int) -> None:
@@ -238,11 +246,13 @@ def _check_entries(data: Mapping[str, Any], blocks: int) -> None:
     odd = [index for index in data["per_layer_config"] if index not in map(str, range(blocks))]
     if odd:
         raise CrepeError(f"config.json describes layer {odd[0]!r} of a sliced checkpoint: the model has {blocks}")
+    for name, shape in data["shapes"].items():
+        if not isinstance(shape, list) or not all(type(size) is int and size > 0 for size in shape):
+            raise CrepeError(f"config.json has {shape!r} as the shape of {name!r}: expected a list of sizes")
 
 
 def _resize(model: Any, name: str, shape: tuple[int, ...]) -> None:
-    path, _, attribute = name.rpartition(".")
-    owner = model.get_submodule(path)
+    owner, attribute = owner_of(model, name)
     old = getattr(owner, attribute)
     if tuple(old.shape) == shape:
         return

@@ -123,7 +123,10 @@ def skeleton(source: Source, dtype: str = "auto", trust_remote_code: bool = Fals
 
 def _not_dense(source: Source, section: Any) -> str:
     if isinstance(section, dict) and section.get("format") == "sliced":
-        return f"{source.name} has a width for each layer: prune the original model, with both wishes at once"
+        return (
+            f"{source.name} has a width for each layer and cannot be pruned again: prune the original model, with all "
+            "that shall go in one run"
+        )
     if isinstance(section, dict) and (section.get("quant_method") == "crepe" or section.get("sparsity_config")):
         return f"{source.name} is packed: unpack it first with `crepe convert {source.asked} OUT --format dense`"
     return f"{source.name} is quantised: prune the original floating-point model and quantise afterwards"
@@ -184,8 +187,15 @@ def readable_failure(source: Source, what: str = "model") -> Iterator[None]:
     except CrepeError:
         raise
     except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        said = [*getattr(error, "__notes__", ()), *str(error).strip().splitlines(), type(error).__name__]
+        first = said[0]
         raise CrepeError(f"transformers cannot load the {what} at {source.folder}: {first}") from error
+
+
+def _mismatches(report: str) -> list[str]:
+    """Of transformers' report of a load, the tensors of other shapes than the model's: the error only points to it."""
+    rows = [[cell.strip() for cell in line.split("|")] for line in report.splitlines()]
+    return [f"{row[0]}: {row[2]}" for row in rows if len(row) > 2 and row[1] == "MISMATCH"]
 
 
 @contextlib.contextmanager
@@ -195,17 +205,22 @@ def quiet() -> Iterator[None]:
 
     from transformers.utils import logging
 
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    bars, library, heard = logging.is_progress_bar_enabled(), logging.get_logger("transformers"), io.StringIO()
+    handlers, propagates = library.handlers, library.propagate
+    library.handlers, library.propagate = [standard.StreamHandler(heard)], False
     accelerate = standard.getLogger("accelerate")
     accelerate_level = accelerate.level
     accelerate.setLevel(standard.ERROR)
-    logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             yield
+    except Exception as error:
+        for line in _mismatches(heard.getvalue()):
+            error.add_note(line)
+        raise
     finally:
-        logging.set_verbosity(level)
+        library.handlers, library.propagate = handlers, propagates
         accelerate.setLevel(accelerate_level)
         if bars:
             logging.enable_progress_bar()

@@ -62,7 +62,7 @@ def resolve(asked: str, revision: str | None = None, weights: bool = True) -> So
     if asked.startswith((".", "/", "~")) or asked.count("/") > 1:
         raise CrepeError(f"no folder or file at {asked!r}: give a model folder, a .gguf file, a Hub id or an alias")
     if "/" not in asked:
-        raise unknown("model alias", asked, table)
+        raise unknown("folder or model alias", asked, table)
     return _hub(asked, asked, revision, {}, weights)
 
 

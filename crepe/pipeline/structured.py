@@ -49,6 +49,8 @@ class UnitRunner(Runner):
         unit = self.choices.pattern
         self.left = [Skipped(v.name, v.shape, f"no part of a {unit}") for v in self.plan.views if v.name not in reports]
         self.notes = [f"{name} keeps its size: {reason}" for name, reason in self.reasons.items()]
+        if self.choices.recipe.format == "packed":
+            self.notes.append(f"stored without its zeros, computed with them: --format sliced cuts each {unit} out")
         return reports
 
     def _sparsities(self, batches: list[Tensor]) -> dict[str, float]:

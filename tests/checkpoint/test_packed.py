@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,8 +90,9 @@ def test_saving_a_packed_model_keeps_everything(
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
     assert read_section(tmp_path / "again") == read_section(tmp_path / "out")
     assert json.loads((tmp_path / "again" / "config.json").read_text())["transformers_weights"] == GUARD
-    twin = copy.deepcopy(model)
-    assert twin.save_pretrained.__self__ is twin
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert twin.save_pretrained.args == (twin,)
+        assert torch.equal(twin(TOKENS).logits, model(TOKENS).logits)
 
 
 def test_sizes_are_counted(tiny_folder: Callable[..., str], text_file: str, tmp_path: Path) -> None:
@@ -136,6 +138,37 @@ def test_a_large_model_is_packed_in_several_files(
     prune_named(folder, tmp_path / "many", text_file, **QUICK, pattern="2:4", format="packed")
     assert len(list((tmp_path / "many").glob("model-*.safetensors"))) > 3
     _assert_same(_load(tmp_path / "one"), _load(tmp_path / "many"))
+
+
+def test_a_base_model_and_one_with_a_head_read_each_others_files(
+    tiny_folder: Callable[..., str], text_file: str, tmp_path: Path
+) -> None:
+    dense, _ = _both(tiny_folder(), text_file, tmp_path, pattern="2:4")
+    _load(tmp_path / "packed", "AutoModel").save_pretrained(tmp_path / "base")
+    names = read_section(tmp_path / "base")["tensors"]
+    assert "layers.0.mlp.up_proj.weight" in names
+    head = _load(tmp_path / "base")
+    assert isinstance(head.model.layers[0].mlp.up_proj, PackedLinear)
+    assert torch.equal(head.model(TOKENS).last_hidden_state, dense.model(TOKENS).last_hidden_state)
+
+
+def test_a_packed_model_wants_no_gradients(tiny_folder: Callable[..., str], text_file: str, tmp_path: Path) -> None:
+    """So that it can be compiled where nobody said no_grad."""
+    _, packed = _both(tiny_folder(), text_file, tmp_path, pattern="2:4")
+    assert not any(parameter.requires_grad for parameter in packed.parameters())
+    compiled = torch.compile(packed, backend="aot_eager")
+    assert torch.allclose(compiled(TOKENS).logits, packed(TOKENS).logits, atol=1e-5)
+
+
+def test_a_layer_with_an_order_takes_inputs_of_its_width_only(
+    tiny_folder: Callable[..., str], text_file: str, tmp_path: Path
+) -> None:
+    _, packed = _both(tiny_folder(), text_file, tmp_path, pattern="2:4", refine="permute", method="wanda")
+    layer = packed.model.layers[0].mlp.up_proj
+    assert layer.layout.ordered
+    for width in (31, 33):
+        with pytest.raises(RuntimeError, match=f"size of dim 1 \\({width}\\)"):
+            layer(torch.zeros(2, width))
 
 
 def test_other_classes_and_dtypes(tiny_folder: Callable[..., str], text_file: str, tmp_path: Path) -> None:

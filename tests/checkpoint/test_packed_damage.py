@@ -117,6 +117,29 @@ def test_a_tensor_that_the_model_does_not_have(packed: Callable[[str], Path], tm
     _fails(folder, r"'model.layers.1.*that the model does not have")
 
 
+def test_parts_that_the_description_does_not_know(packed: Callable[[str], Path], tmp_path: Path) -> None:
+    """Without its order, a weight would be another one."""
+
+    def add(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[f"{Q}_order"] = torch.arange(32, dtype=torch.int32)
+
+    _fails(_copy(packed("2:4"), tmp_path / "out", add), f"the file has '{Q}_order', of which layout 2:4")
+
+
+@pytest.mark.parametrize("version", [None, 0, -3, True, "1"])
+def test_a_version_that_is_none(packed: Callable[[str], Path], tmp_path: Path, version: Any) -> None:
+    folder = _copy(packed("2:4"), tmp_path / "out")
+    _edit(folder, lambda config: config["quantization_config"].update(version=version))
+    _fails(folder, f"has version {version!r} of crepe's format")
+
+
+def test_a_tensor_that_the_description_leaves_out_is_named(packed: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = _copy(packed("2:4"), tmp_path / "out")
+    _edit(folder, lambda config: config["quantization_config"]["tensors"].pop(Q))
+    with pytest.raises(CrepeError, match=f"{Q}: .*size mismatch"):
+        crepe.load(str(folder))
+
+
 def test_a_newer_version_of_the_format(packed: Callable[[str], Path], tmp_path: Path) -> None:
     folder = _copy(packed("2:4"), tmp_path / "out")
     _edit(folder, lambda config: config["quantization_config"].update(version=99))
@@ -131,6 +154,10 @@ def test_a_newer_version_of_the_format(packed: Callable[[str], Path], tmp_path: 
         ({"layout": "2:4"}, "wrongly.*shape"),
         ({"layout": ["2:4"], "shape": [32, 32]}, "unknown layout"),
         ("2:4", "expected an object with its layout"),
+        ({"layout": "bitmap", "shape": [32, 32], "kept": "6"}, "kept is a number"),
+        ({"layout": "bitmap", "shape": [32, 32], "kept": 6.0}, "kept is a number"),
+        ({"layout": "2:4", "shape": [32]}, "at least two sizes"),
+        ({"layout": "2:4", "shape": [-32, 32]}, "at least two sizes"),
         ({"layout": "2:4", "shape": [32, 32], "transposed": True}, "says that .* is transposed"),
         ({"layout": "colblock", "shape": [32, 32], "pattern": "2:4", "kept": 2}, "no colblock:RxC"),
     ],

@@ -136,6 +136,27 @@ def test_widths_by_layer_load_through_the_registration(model_type: str, tmp_path
     assert all(list(shapes_of(loaded)[name]) == shape for name, shape in data["shapes"].items())
 
 
+def test_a_base_model_is_sliced_too(tmp_path: Path) -> None:
+    from transformers import AutoModel
+
+    _sliced("llama", tmp_path / "out", pattern="channel", sparsity=0.25, bounds=PER_LAYER, round_to=4)
+    whole, base = _loaded(tmp_path / "out"), AutoModel.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    with torch.no_grad():
+        assert torch.equal(base(ROWS).last_hidden_state, whole.model(ROWS).last_hidden_state)
+    base.save_pretrained(tmp_path / "base")
+    assert torch.equal(_loaded(tmp_path / "base").model.layers[1].mlp.up_proj.weight, base.layers[1].mlp.up_proj.weight)
+
+
+def test_making_a_sliced_model_dense_is_refused(tmp_path: Path) -> None:
+    """transformers would forget the shapes, and nobody could load what is saved then."""
+    _sliced("llama", tmp_path / "out", pattern="channel", sparsity=0.25, bounds=PER_LAYER, round_to=4)
+    loaded = _loaded(tmp_path / "out")
+    with pytest.raises(CrepeError, match="sliced model is dense already"):
+        loaded.dequantize()
+    loaded.save_pretrained(tmp_path / "again")
+    assert torch.equal(_logits(_loaded(tmp_path / "again")), _logits(loaded))
+
+
 def test_heads_by_layer(tmp_path: Path) -> None:
     fields = {"pattern": "head", "sparsity": 1 / 6, "bounds": ("*layers.1.*=0.5:0.5", "*layers.[02].*=0:0")}
     masked, result = _sliced("phi3", tmp_path / "out", **fields)  # whose attention reads its counts from the config
@@ -170,6 +191,8 @@ def test_a_later_format_is_refused() -> None:
     [
         ({"per_layer_config": {}}, "None as 'shapes'"),
         ({"shapes": {}, "per_layer_config": [1]}, r"\[1\] as 'per_layer_config'"),
+        ({"shapes": {"lm_head.weight": "a"}, "per_layer_config": {}}, "'a' as the shape of 'lm_head.weight'"),
+        ({"shapes": {"lm_foot.weight": [3]}, "per_layer_config": {}}, "describes a tensor 'lm_foot.weight' that"),
         ({"shapes": {}, "per_layer_config": {"9": {}}}, "describes layer '9' .*: the model has 3"),
     ],
 )

@@ -106,7 +106,7 @@ def test_recipe_files_and_precedence(
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--model", "lama"], 2, "unknown model alias 'lama': did you mean 'llama'"),
+        (["--model", "lama"], 2, "unknown folder or model alias 'lama': did you mean 'llama'"),
         (["--model", "FOLDER", "--pattern", "3:2"], 2, "impossible pattern '3:2'"),
         (["--model", "FOLDER", "--pattern", "0:4"], 2, "impossible pattern '0:4'"),
         (["--model", "FOLDER", "--pattern", "2:0"], 2, "impossible pattern '2:0'"),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from sass import Compiled, compile_kernel, groups_of_products, starting
+from sass import Compiled, compile_kernel, counted, groups_of_products, starting
 
 pytest.importorskip("triton")
 
@@ -28,6 +28,7 @@ from crepe.kernels.triton import (
 )
 from crepe.kernels.triton.configs import HOPPER, Config, Device, Row, device_of
 
+pytestmark = counted
 LANES = 32
 BF16 = torch.bfloat16
 

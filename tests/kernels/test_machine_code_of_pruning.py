@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 
 from crepe.kernels.triton.configs import HOPPER, find
-from sass import Compiled, compile_kernel, starting
+from sass import Compiled, compile_kernel, counted, starting
 
 pytest.importorskip("triton")
 
 from crepe.kernels.reference.sp24 import INPUTS
 from crepe.kernels.triton import bitmap, box_mean, n_of_m, overall_kernels, prune_pack, row_threshold, sums
 
+pytestmark = counted
 LANES = 32
 
 

@@ -32,7 +32,7 @@ def test_every_alias_of_a_language_model_names_a_hub_repository(name: str) -> No
 @pytest.mark.parametrize(
     ("asked", "error", "message"),
     [
-        ("lama", UsageError, "unknown model alias 'lama': did you mean 'llama'"),
+        ("lama", UsageError, "unknown folder or model alias 'lama': did you mean 'llama'"),
         ("./nowhere", CrepeError, "no folder or file at './nowhere'"),
         ("absent.gguf", CrepeError, "no file at 'absent.gguf'"),
     ],

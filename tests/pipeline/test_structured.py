@@ -294,6 +294,12 @@ def test_blocks_without_units_keep_their_size_and_are_noted() -> None:
     assert any("keeps its size" in note for note in result.notes)
 
 
+@pytest.mark.parametrize("format", ["dense", "packed"])
+def test_whole_units_in_a_packed_file_are_noted(format: str) -> None:
+    _, result = _pruned(sparsity=0.5, format=format)
+    assert any("--format sliced cuts each channel out" in note for note in result.notes) == (format == "packed")
+
+
 def test_an_excluded_matrix_keeps_its_unit() -> None:
     model, _ = _pruned(sparsity=0.5, exclude="*layers.0.mlp.up_proj*")
     assert model.model.layers[0].mlp.down_proj.weight.all() and not model.model.layers[1].mlp.down_proj.weight.all()
