@@ -36,8 +36,18 @@ def is_image_config(config: dict[str, Any]) -> bool:
     names = config.get("architectures") or ()
     timm = "pretrained_cfg" in config and "architecture" in config
     headless = bool(names) and all(name.endswith(_ENCODERS) for name in names)
-    encoder = headless and {"image_size", "hidden_size"} <= config.keys() and not _OTHERS & config.keys()
+    others = _OTHERS & config.keys()
+    # Some encoders of images count visual words, which they were trained to guess.
+    alone = not others or (others == {"vocab_size"} and all(map(_takes_images, names)))
+    encoder = headless and {"image_size", "hidden_size"} <= config.keys() and alone
     return "net" in config or timm or encoder or any("ForImageClassification" in name for name in names)
+
+
+def _takes_images(name: str) -> bool:
+    """Whether a class of transformers is given pixels, and not words, first."""
+    import transformers
+
+    return getattr(getattr(transformers, name, None), "main_input_name", "") == "pixel_values"
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -195,6 +195,9 @@ def test_encoders_without_a_classifier(
         ("VideoMAEModel", {"num_frames": 16}, False),
         ("Kosmos2Model", {"text_config": {}}, False),
         ("LlamaModel", {"vocab_size": 9}, False),
+        ("BeitModel", {"vocab_size": 9}, True),
+        ("ViltModel", {"vocab_size": 9}, False),
+        ("NobodysModel", {"vocab_size": 9}, False),
     ],
 )
 def test_what_is_an_image_model(architecture: str, more: dict[str, Any], is_image: bool) -> None:
