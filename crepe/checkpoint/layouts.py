@@ -116,7 +116,7 @@ class TwoOfFour(Layout):
     def linear(self, inputs: Tensor, tensors: Tensors, bias: Tensor | None) -> Tensor:
         if self.ordered:
             # Of any other width, some inputs would be left out in silence.
-            inputs = inputs.unflatten(-1, (self.matrix_shape[1],)).index_select(-1, tensors["_order"])
+            inputs = torch.unflatten(inputs, -1, (self.matrix_shape[1],)).index_select(-1, tensors["_order"])
         return sp24_linear(inputs, tensors[""], tensors["_meta"], bias)
 
     def uncovered(self, inputs: Tensor, tensors: Tensors, bias: Tensor | None) -> str | None:
@@ -194,6 +194,8 @@ def parse_layout(about: Mapping[str, Any]) -> Layout:
     try:
         if not _are_sizes(given["shape"], 1) or len(given["shape"]) < 2 or not _are_sizes([given.get("kept", 0)], 0):
             raise CrepeError("shape has at least two sizes, and kept is a number")
+        if not all(type(given.get(key, False)) is bool for key in ("transposed", "ordered")):
+            raise CrepeError("transposed and ordered are true or false")
         layout = kind(**{**given, "shape": tuple(given["shape"])})
         layout.parts()
         return layout

@@ -27,11 +27,12 @@ class PackedLinear(nn.Module):
         self.train(linear.training)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        tensors, bias = self.packed, self.bias
+        tensors: dict[str, Tensor] = self.packed
+        bias: Tensor | None = self.bias
         dtype = autocast_dtype(inputs) if torch._C._is_any_autocast_enabled() else None
         if dtype is not None:
-            inputs, tensors[""] = inputs.to(dtype), tensors[""].to(dtype)
-            bias = None if bias is None else bias.to(dtype)
+            inputs, tensors[""] = lowered(inputs, dtype), lowered(tensors[""], dtype)
+            bias = None if bias is None else lowered(bias, dtype)
         return self.layout.linear(inputs, tensors, bias)
 
     @property
@@ -57,6 +58,11 @@ def autocast_dtype(inputs: Tensor) -> torch.dtype | None:
     if torch.amp.is_autocast_available(place) and torch.is_autocast_enabled(place):
         return torch.get_autocast_dtype(place)
     return None
+
+
+def lowered(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """As autocast does: what is in float64 stays so."""
+    return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
 
 
 def put(owner: nn.Module, attribute: str, layout: Layout, like: Tensor) -> None:

@@ -104,6 +104,7 @@ class CrepeQuantizer(HfQuantizer):  # type: ignore[misc]
         if self.quantization_config.format == "sliced":
             raise CrepeError("a sliced model is dense already: what was cut out of its matrices is gone")
         unpack_layers(model)
+        model.requires_grad_(True)
         del model.save_pretrained
         return model
 

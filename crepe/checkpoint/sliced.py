@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from crepe.checkpoint.blocks import checkpoint_tensors
 from crepe.checkpoint.files import save_tensors
-from crepe.checkpoint.modules import owner_of
 from crepe.checkpoint.names import own_name
 from crepe.checkpoint.reshape import Numbers, build_on_meta, edit, fit_config, shapes_of, shorter_config
 from crepe.checkpoint.section import VERSION
@@ -226,13 +225,17 @@ def resize_for(model: Any, data: Mapping[str, Any]) -> None:
     owned = {own_name(model, name, present): tuple(shape) for name, shape in data["shapes"].items()}
     wanted = {name: shape for name, shape in owned.items() if name is not None}
     for name, shape in wanted.items():
+        if name not in present:
+            raise CrepeError(f"config.json describes a tensor {name!r} that the model does not have")
         _resize(model, name, shape)
     places = dict(model.named_modules())
     for name, value in data.get("attributes", {}).items():
         path, _, attribute = name.rpartition(".")
         own = own_name(model, path, places)
+        if own is not None and own not in places:
+            raise CrepeError(f"config.json describes a module {path!r} that the model does not have")
         if own is not None:
-            setattr(model.get_submodule(own), attribute, value)
+            setattr(places[own], attribute, value)
     wrong = [name for name, shape in shapes_of(model).items() if shape != wanted.get(name, shape)]
     if wrong:
         raise CrepeError(f"{wrong[0]!r} cannot be given the shape {list(wanted[wrong[0]])} of the checkpoint")
@@ -240,19 +243,28 @@ def resize_for(model: Any, data: Mapping[str, Any]) -> None:
 
 def _check_entries(data: Mapping[str, Any], blocks: int) -> None:
     """Raises CrepeError where what config.json says of a sliced checkpoint cannot be read."""
-    for key in ("per_layer_config", "shapes"):
-        if not isinstance(data.get(key), Mapping):
-            raise CrepeError(f"config.json has {data.get(key)!r} as {key!r} of a sliced checkpoint: expected an object")
+    entries = {key: data.get(key) for key in ("per_layer_config", "shapes")} | {
+        "attributes": data.get("attributes", {})
+    }
+    for key, found in entries.items():
+        if not isinstance(found, Mapping):
+            raise CrepeError(f"config.json has {found!r} as {key!r} of a sliced checkpoint: expected an object")
     odd = [index for index in data["per_layer_config"] if index not in map(str, range(blocks))]
     if odd:
         raise CrepeError(f"config.json describes layer {odd[0]!r} of a sliced checkpoint: the model has {blocks}")
+    for index, edits in data["per_layer_config"].items():
+        if not isinstance(edits, Mapping):
+            raise CrepeError(
+                f"config.json has {edits!r} for layer {index!r} of a sliced checkpoint: expected an object"
+            )
     for name, shape in data["shapes"].items():
         if not isinstance(shape, list) or not all(type(size) is int and size > 0 for size in shape):
             raise CrepeError(f"config.json has {shape!r} as the shape of {name!r}: expected a list of sizes")
 
 
 def _resize(model: Any, name: str, shape: tuple[int, ...]) -> None:
-    owner, attribute = owner_of(model, name)
+    path, _, attribute = name.rpartition(".")
+    owner = model.get_submodule(path)
     old = getattr(owner, attribute)
     if tuple(old.shape) == shape:
         return

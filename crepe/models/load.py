@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -187,8 +188,7 @@ def readable_failure(source: Source, what: str = "model") -> Iterator[None]:
     except CrepeError:
         raise
     except Exception as error:
-        said = [*getattr(error, "__notes__", ()), *str(error).strip().splitlines(), type(error).__name__]
-        first = said[0]
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CrepeError(f"transformers cannot load the {what} at {source.folder}: {first}") from error
 
 
@@ -201,26 +201,45 @@ def _mismatches(report: str) -> list[str]:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """transformers' and gguf's own bars and notices off while they load; ours say what matters."""
-    import logging as standard
+    from transformers.utils import logging as theirs
 
-    from transformers.utils import logging
-
-    bars, library, heard = logging.is_progress_bar_enabled(), logging.get_logger("transformers"), io.StringIO()
-    handlers, propagates = library.handlers, library.propagate
-    library.handlers, library.propagate = [standard.StreamHandler(heard)], False
-    accelerate = standard.getLogger("accelerate")
+    bars = theirs.is_progress_bar_enabled()
+    accelerate = logging.getLogger("accelerate")
     accelerate_level = accelerate.level
-    accelerate.setLevel(standard.ERROR)
-    logging.disable_progress_bar()
+    accelerate.setLevel(logging.ERROR)
+    theirs.disable_progress_bar()
     try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    except Exception as error:
-        for line in _mismatches(heard.getvalue()):
-            error.add_note(line)
-        raise
+        with _heard(theirs.get_logger("transformers")) as heard, contextlib.redirect_stderr(io.StringIO()):
+            try:
+                yield
+            except Exception as error:
+                found = _mismatches(heard.getvalue())
+                if found:
+                    raise RuntimeError(found[0]) from error
+                raise
     finally:
-        library.handlers, library.propagate = handlers, propagates
         accelerate.setLevel(accelerate_level)
         if bars:
-            logging.enable_progress_bar()
+            theirs.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _heard(library: logging.Logger) -> Iterator[io.StringIO]:
+    """What a library warns of, which only errors of it get past."""
+
+    def is_error(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR
+
+    text, level, muted = io.StringIO(), library.level, list(library.handlers)
+    listener = logging.StreamHandler(text)
+    for handler in muted:
+        handler.addFilter(is_error)
+    library.addHandler(listener)
+    library.setLevel(logging.WARNING)
+    try:
+        yield text
+    finally:
+        library.setLevel(level)
+        library.removeHandler(listener)
+        for handler in muted:
+            handler.removeFilter(is_error)

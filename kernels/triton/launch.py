@@ -31,7 +31,8 @@ def launch(kernel: Any, grid: tuple[int, ...], plan: Plan, *args: Any, **more: A
     follow from the plan's sizes and the dtype of the output.
 
     So what Triton would look up at every call, the binary for these arguments, is looked up at the first: that takes
-    longer than the rest of a launch.
+    longer than the rest of a launch. Triton's hooks around launches are called as ever; switches of its debugging count
+    at the first launch only.
     """
     key = (args[0].device, args[0].dtype, *more.values())
     run = plan.ready.get(key)

@@ -158,6 +158,8 @@ def test_a_packed_model_wants_no_gradients(tiny_folder: Callable[..., str], text
     assert not any(parameter.requires_grad for parameter in packed.parameters())
     compiled = torch.compile(packed, backend="aot_eager")
     assert torch.allclose(compiled(TOKENS).logits, packed(TOKENS).logits, atol=1e-5)
+    packed.dequantize()(TOKENS).logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in packed.parameters())
 
 
 def test_a_layer_with_an_order_takes_inputs_of_its_width_only(
@@ -190,9 +192,16 @@ def test_packed_layers_compile_without_a_break(tiny_folder: Callable[..., str], 
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "colblock:8x8"])
-@pytest.mark.parametrize(("stored", "wanted"), [(torch.bfloat16, torch.bfloat16), (torch.float32, torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("stored", "given", "wanted"),
+    [
+        (torch.bfloat16, torch.float32, torch.bfloat16),
+        (torch.float32, torch.float32, torch.bfloat16),
+        (torch.float64, torch.float64, torch.float64),
+    ],
+)
 def test_autocast_holds_for_packed_layers_as_for_dense_ones(
-    pattern: str, stored: torch.dtype, wanted: torch.dtype
+    pattern: str, stored: torch.dtype, given: torch.dtype, wanted: torch.dtype
 ) -> None:
     weight = torch.randn(16, 32, generator=torch.Generator().manual_seed(0)).to(stored)
     mask = parse_pattern(pattern).select(weight.float().abs(), 0.5)
@@ -202,9 +211,9 @@ def test_autocast_holds_for_packed_layers_as_for_dense_ones(
     assert found.layout is not None
     packed = PackedLinear(found.layout, dense)
     packed.load_state_dict({"weight" + suffix: part for suffix, part in found.tensors.items()} | {"bias": dense.bias})
-    inputs = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(1))
+    inputs = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(1)).to(given)
     compiled = torch.compile(packed, backend="aot_eager", fullgraph=True)
-    with torch.no_grad(), torch.autocast("cpu", wanted):
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         expected = dense(inputs)
         assert expected.dtype == wanted
         assert torch.equal(packed(inputs), expected) and torch.equal(compiled(inputs), expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -133,11 +134,19 @@ def test_a_version_that_is_none(packed: Callable[[str], Path], tmp_path: Path, v
     _fails(folder, f"has version {version!r} of crepe's format")
 
 
-def test_a_tensor_that_the_description_leaves_out_is_named(packed: Callable[[str], Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("level", [logging.ERROR, logging.WARNING])
+def test_a_tensor_that_the_description_leaves_out_is_named(
+    packed: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: int
+) -> None:
+    library = logging.getLogger("transformers")
+    monkeypatch.setattr(library, "level", level)
+    before = list(library.handlers)
     folder = _copy(packed("2:4"), tmp_path / "out")
     _edit(folder, lambda config: config["quantization_config"]["tensors"].pop(Q))
     with pytest.raises(CrepeError, match=f"{Q}: .*size mismatch"):
         crepe.load(str(folder))
+    assert (library.level, library.handlers) == (level, before)
+    assert not any(handler.filters for handler in before)
 
 
 def test_a_newer_version_of_the_format(packed: Callable[[str], Path], tmp_path: Path) -> None:
@@ -157,6 +166,7 @@ def test_a_newer_version_of_the_format(packed: Callable[[str], Path], tmp_path: 
         ({"layout": "bitmap", "shape": [32, 32], "kept": "6"}, "kept is a number"),
         ({"layout": "bitmap", "shape": [32, 32], "kept": 6.0}, "kept is a number"),
         ({"layout": "2:4", "shape": [32]}, "at least two sizes"),
+        ({"layout": "2:4", "shape": [32, 32], "transposed": None}, "are true or false"),
         ({"layout": "2:4", "shape": [-32, 32]}, "at least two sizes"),
         ({"layout": "2:4", "shape": [32, 32], "transposed": True}, "says that .* is transposed"),
         ({"layout": "colblock", "shape": [32, 32], "pattern": "2:4", "kept": 2}, "no colblock:RxC"),

@@ -193,6 +193,13 @@ def test_a_later_format_is_refused() -> None:
         ({"shapes": {}, "per_layer_config": [1]}, r"\[1\] as 'per_layer_config'"),
         ({"shapes": {"lm_head.weight": "a"}, "per_layer_config": {}}, "'a' as the shape of 'lm_head.weight'"),
         ({"shapes": {"lm_foot.weight": [3]}, "per_layer_config": {}}, "describes a tensor 'lm_foot.weight' that"),
+        ({"shapes": {"model": [3]}, "per_layer_config": {}}, "describes a tensor 'model' that"),
+        ({"shapes": {}, "per_layer_config": {"0": "x"}}, "'x' for layer '0'"),
+        ({"shapes": {}, "per_layer_config": {}, "attributes": [1]}, r"\[1\] as 'attributes'"),
+        (
+            {"shapes": {}, "per_layer_config": {}, "attributes": {"model.layers.9.size": 3}},
+            "module 'model.layers.9' that",
+        ),
         ({"shapes": {}, "per_layer_config": {"9": {}}}, "describes layer '9' .*: the model has 3"),
     ],
 )

@@ -16,6 +16,7 @@ pytest.importorskip("triton")
 from triton.compiler.compiler import LazyDict
 
 from crepe.kernels.triton import colblock_matmul, colblock_matvec, sp24_matmul, sp24_matvec, sp24_mma, sp24_unpack
+from crepe.kernels.triton.configs import device_of
 from crepe.masks import ColBlock
 from fake_gpu import FakeGPU, fake_gpu
 
@@ -69,11 +70,17 @@ def _asked(fake: FakeGPU, run: Callable[[], object]) -> list[Any]:
     return [(grid, [_like(argument) for argument in arguments]) for grid, arguments in fake.launched]
 
 
+def _binary(asked: list[Any]) -> int:
+    """The function that the last launch of a call runs."""
+    found: int = asked[-1][1][1]
+    return found
+
+
 @pytest.mark.parametrize(("tokens", "product"), PRODUCTS)
 def test_the_second_launch_asks_for_what_the_first_did(gpu: FakeGPU, tokens: int, product: Product) -> None:
     bias = weight_of(1, 64, BF16)[0]
     first = {given: _asked(gpu, lambda given=given: product(tokens, BF16, given)) for given in (None, bias)}
-    assert first[None] != first[bias]
+    assert len({_binary(asked) for asked in first.values()}) == 2
     for given, asked in first.items():
         assert asked == _asked(gpu, lambda given=given: product(tokens, BF16, given))
 
@@ -83,14 +90,20 @@ def test_another_kind_or_size_is_another_binary(gpu: FakeGPU, tokens: int, produ
     calls = [lambda: product(tokens, BF16, None), lambda: product(tokens, FP16, None), lambda: product(1, BF16, None)]
     first = [_asked(gpu, call) for call in calls]
     assert [_asked(gpu, call) for call in calls] == first
-    functions = {asked[-1][1][1] for asked in first[:2]}
-    assert len(functions) == 2
+    assert _binary(first[0]) != _binary(first[1])
 
 
 def test_unpacking_is_launched_the_same_way(gpu: FakeGPU) -> None:
     values, meta = sp24_weight(64, 4096, BF16)
     first, second = (_asked(gpu, lambda: sp24_unpack.unpack(values, meta, False)) for _ in range(2))
     assert first == second and first[0][0] == (64, 1, 1)
+
+
+def test_every_gpu_has_a_binary_of_its_own(gpu: FakeGPU) -> None:
+    values, meta = sp24_weight(64, 128, BF16)
+    sp24_unpack.unpack(values, meta, False)
+    (key,) = sp24_unpack.plan(64, 128, device_of(values.device)).ready
+    assert key[0] == values.device
 
 
 def test_the_second_launch_does_not_ask_triton(gpu: FakeGPU, monkeypatch: pytest.MonkeyPatch) -> None:
