@@ -13,7 +13,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from crepe.kernels.triton.configs import HOPPER, Config, Device, device_of, find, planned
 from crepe.kernels.triton.groups import read
-from crepe.kernels.triton.launch import cdiv, linear
+from crepe.kernels.triton.launch import cdiv, launch, linear
 from crepe.kernels.triton.scores import split4
 from crepe.kernels.triton.sparse_tensor_core import nibbles, sparse_mma, transposed
 
@@ -275,12 +275,18 @@ def plan(shape: tuple[int, int, int], dtype: torch.dtype, device: Device = HOPPE
     return constants | {"BF16": dtype == torch.bfloat16}, config
 
 
+@planned
+def arrangement(tokens: int, inputs: int, tiles: int, early: bool) -> tuple[Mapping[str, Any], Config]:
+    """The constants and launch of `arrange_kernel`."""
+    return {"INPUTS": inputs, "BLOCKS": cdiv(inputs // 32, 16), "SIZE": _SIZE, "EARLY": early}, Config({}, 4)
+
+
 def arranged(x: Tensor, tiles: int, early: bool = False) -> Tensor:
     """x: (tokens, inputs) -> int32 for `mma_kernel`, tokens rounded up to a multiple of 8 `tiles`."""
     tokens, inputs = x.shape
-    blocks = cdiv(inputs // 32, 16)
-    out = x.new_empty(cdiv(tokens, 8 * tiles) * tiles * blocks * 2048, dtype=torch.int32)
-    arrange_kernel[(len(out) // _SIZE,)](out, x.view(torch.int32), tokens, inputs, blocks, _SIZE, early, num_warps=4)
+    found = arrangement(tokens, inputs, tiles, early)
+    out = x.new_empty(cdiv(tokens, 8 * tiles) * tiles * found.constants["BLOCKS"] * 2048, dtype=torch.int32)
+    launch(arrange_kernel, (len(out) // _SIZE,), found, out, x.view(torch.int32), tokens)
     return out
 
 
