@@ -26,7 +26,7 @@ print(json.dumps({"zeros": zeros, "text": text, "dtype": str(model.dtype)}))
 
 
 def _crepe(*arguments: str) -> dict[str, object]:
-    command = [sys.executable, "-m", "crepe.cli.main", *arguments, "--json"]
+    command = [sys.executable, "-m", "crepe", *arguments, "--json"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found: dict[str, object] = json.loads(done.stdout)

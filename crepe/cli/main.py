@@ -56,7 +56,3 @@ def _fail(message: str, error: BaseException, code: int) -> int:
         raise error
     sys.stderr.write(f"crepe: error: {' '.join(message.split())}\n")
     return code
-
-
-if __name__ == "__main__":
-    sys.exit(main())

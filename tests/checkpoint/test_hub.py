@@ -40,7 +40,7 @@ def _push(url: str, *arguments: str, token: str = "hf_test") -> Any:
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_OFFLINE": "0",
     }
-    command = [sys.executable, "-m", "crepe.cli.main", "push", *arguments]
+    command = [sys.executable, "-m", "crepe", "push", *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
 

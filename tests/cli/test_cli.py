@@ -31,7 +31,7 @@ def test_help_answers_quickly_and_imports_nothing_heavy() -> None:
     times = []
     for _ in range(5):
         start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "crepe.cli.main", "--help"], check=True, capture_output=True)
+        subprocess.run([sys.executable, "-m", "crepe", "--help"], check=True, capture_output=True)
         times.append(time.perf_counter() - start)
     assert min(times) < 0.5, times
 
@@ -282,7 +282,7 @@ def _two_ranks(arguments: list[str]) -> list[subprocess.CompletedProcess[str]]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "crepe.cli.main", *arguments]
+    command = [sys.executable, "-m", "crepe", *arguments]
     running = [
         subprocess.Popen(
             command,

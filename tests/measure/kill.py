@@ -17,7 +17,7 @@ from pathlib import Path
 
 
 def command(given: argparse.Namespace, output: Path, *more: str) -> list[str]:
-    words = [sys.executable, "-m", "crepe.cli.main", "prune", "--model", given.model, "--output", str(output)]
+    words = [sys.executable, "-m", "crepe", "prune", "--model", given.model, "--output", str(output)]
     return [*words, "--calibration", given.text, "--samples", "4", "--seqlen", "64", "--pattern", "2:4", *more]
 
 

@@ -72,7 +72,7 @@ def main() -> None:
     command = [
         sys.executable,
         "-m",
-        "crepe.cli.main",
+        "crepe",
         "prune",
         "--model",
         str(model),

@@ -58,7 +58,7 @@ def main() -> None:
     rows = packed_rows(tokenizer, read_corpus(given.text), 64, 512, 0)
     (folder / "rows.json").write_text(json.dumps(rows.tolist()))
     del model
-    ours = [sys.executable, "-m", "crepe.cli.main", "prune", "--model", "llama", "--output", str(folder / "out")]
+    ours = [sys.executable, "-m", "crepe", "prune", "--model", "llama", "--output", str(folder / "out")]
     ours += ["--calibration", given.text, "--samples", "64", "--seqlen", "512", "--dtype", given.dtype, "--overwrite"]
     for method in ("wanda", "crepe"):
         start = time.perf_counter()

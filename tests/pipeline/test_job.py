@@ -100,7 +100,7 @@ def test_kill_at_any_moment(round_number: int, tiny_folder: Callable[..., str], 
     """The process itself is killed, at a random moment of its life, until it comes through."""
     folder = tiny_folder()
     prune_named(folder, tmp_path / "whole", text_file)
-    command = [sys.executable, "-m", "crepe.cli.main", "prune", "--model", folder, "--output", str(tmp_path / "killed")]
+    command = [sys.executable, "-m", "crepe", "prune", "--model", folder, "--output", str(tmp_path / "killed")]
     command += ["--calibration", text_file, "--samples", "6", "--seqlen", "24", "--batch-size", "2", "--resume"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
     time.sleep(random.Random(round_number).uniform(2, 7))
