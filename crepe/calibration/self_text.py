@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from crepe.calibration.tokens import bos_tokens
 from crepe.errors import CrepeError
 from crepe.models.draws import seeded
+from crepe.pipeline.progress import bar, bars_wanted
 
 _BATCH = 64
 # Stands for the user's words when the chat template is asked what it puts before them.
@@ -31,10 +33,12 @@ def self_rows(model: Any, tokenizer: Any, samples: int, seqlen: int, seed: int) 
     start = _opening(tokenizer)
     if seqlen <= len(start):
         raise CrepeError(f"a text of the model opens with {len(start)} tokens, seqlen {seqlen} leaves none to write")
-    rows = []
-    for first in range(0, samples, _BATCH):
-        count = min(_BATCH, samples - first)
-        rows.append(_sample(model, torch.tensor(start).expand(count, -1), seqlen, seed + first))
+    logging.getLogger("crepe").info("the model writes %d rows of %d tokens itself", samples, seqlen)
+    rows, batches = [], range(0, samples, _BATCH)
+    with bar("writing", len(batches) * (seqlen - len(start) + 1)) as advance:  # the opening is a step too
+        for first in batches:
+            count = min(_BATCH, samples - first)
+            rows.append(_sample(model, torch.tensor(start).expand(count, -1), seqlen, seed + first, advance))
     return torch.cat(rows)
 
 
@@ -82,7 +86,20 @@ def _opening(tokenizer: Any) -> list[int]:
     return bos_tokens(tokenizer) or [fallback if fallback is not None else 0]
 
 
-def _sample(model: Any, start: Tensor, seqlen: int, seed: int) -> Tensor:
+class _Steps:
+    """What `generate` tells of every step."""
+
+    def __init__(self, advance: Callable[[], object]) -> None:
+        self.advance = advance
+
+    def put(self, tokens: Tensor) -> None:
+        self.advance()
+
+    def end(self) -> None:
+        pass
+
+
+def _sample(model: Any, start: Tensor, seqlen: int, seed: int, advance: Callable[[], object]) -> Tensor:
     """Continue `start` (rows, opening) to `seqlen` tokens; an end token does not end a row."""
     device = next(model.parameters()).device
     with seeded(seed, device), torch.no_grad(), _compact_head(model):
@@ -97,6 +114,7 @@ def _sample(model: Any, start: Tensor, seqlen: int, seed: int) -> Tensor:
             min_new_tokens=seqlen - start.shape[1],
             eos_token_id=None,
             pad_token_id=0,
+            streamer=_Steps(advance) if bars_wanted() else None,
         )
     return rows[:, :seqlen].cpu()
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import crepe
 from conftest import TEXT, save_tokenizer
+from crepe.calibration import self_text
 from crepe.calibration.self_text import cache_bytes, self_rows
 from crepe.calibration.statistics import ChannelSums, channel_square_sum, fill_unseen_experts
 from crepe.calibration.text import read_corpus, shuffled
@@ -178,8 +181,28 @@ def test_unseen_experts_take_the_mean_of_their_layer() -> None:
     assert fill_unseen_experts([ChannelSums.empty(2)])[0].norm.tolist() == [1.0, 1.0]
 
 
+def test_who_waits_for_the_text_sees_every_step(
+    tiny_folder: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: dict[str, int] = {}
+
+    @contextmanager
+    def bar(what: str, total: int) -> Iterator[Callable[[], None]]:
+        shown.update(total=total, steps=0)
+        yield lambda: shown.update(steps=shown["steps"] + 1)
+
+    model, tokenizer = crepe.load(tiny_folder())
+    silent = self_rows(model, tokenizer, 5, 20, seed=0)
+    monkeypatch.setattr(self_text, "_BATCH", 5)
+    monkeypatch.setattr(self_text, "bar", bar)
+    monkeypatch.setattr(self_text, "bars_wanted", lambda: True)
+    assert torch.equal(self_rows(model, tokenizer, 5, 20, seed=0), silent)
+    self_rows(model, tokenizer, 7, 20, seed=0)
+    assert shown["steps"] == shown["total"] > 20
+
+
 def test_self_text_is_seeded_and_full(tiny_folder: Callable[..., str]) -> None:
-    model, tokenizer = __import__("crepe").load(tiny_folder())
+    model, tokenizer = crepe.load(tiny_folder())
     rows = self_rows(model, tokenizer, 5, 20, seed=0)
     assert rows.shape == (5, 20)
     assert torch.equal(rows, self_rows(model, tokenizer, 5, 20, seed=0))
@@ -191,7 +214,7 @@ def test_self_text_is_seeded_and_full(tiny_folder: Callable[..., str]) -> None:
 
 def test_writing_text_reads_the_head_without_gaps(tiny_folder: Callable[..., str]) -> None:
     """Through a view with gaps torch copies the whole output embedding once per row."""
-    model, tokenizer = __import__("crepe").load(tiny_folder())
+    model, tokenizer = crepe.load(tiny_folder())
     tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}!{% endfor %}"
     seen: list[bool] = []
     head = model.get_output_embeddings()
