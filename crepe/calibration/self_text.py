@@ -13,6 +13,7 @@ from torch import Tensor
 from crepe.calibration.tokens import bos_tokens
 from crepe.errors import CrepeError
 from crepe.models.draws import seeded
+from crepe.models.wide import wide_products
 from crepe.pipeline.progress import bar, bars_wanted
 
 _BATCH = 64
@@ -102,7 +103,7 @@ class _Steps:
 def _sample(model: Any, start: Tensor, seqlen: int, seed: int, advance: Callable[[], object]) -> Tensor:
     """Continue `start` (rows, opening) to `seqlen` tokens; an end token does not end a row."""
     device = next(model.parameters()).device
-    with seeded(seed, device), torch.no_grad(), _compact_head(model):
+    with seeded(seed, device), torch.no_grad(), _compact_head(model), wide_products():
         rows: Tensor = model.generate(
             start.to(device),
             attention_mask=torch.ones_like(start, device=device),

@@ -16,6 +16,7 @@ from crepe.errors import CrepeError, UsageError
 from crepe.masks.pattern import Pattern
 from crepe.models.blocks import Block, find_blocks
 from crepe.models.views import UNKNOWN_LAYOUT, Inventory, Skipped, View, inventory, matches, outside
+from crepe.models.wide import wide_bytes
 from crepe.recipe import Choices, Recipe
 from crepe.refine import Refinement
 
@@ -161,7 +162,9 @@ def estimate(model: Any, plan: Plan, choices: Choices, in_memory: bool) -> Estim
     # In float32: the weights as they were, as they are and at their best, gradients and two moments.
     fit = 24 * max(sum(p.numel() for p in b.module.parameters()) for b in plan.blocks) if choices.fits_blocks else 0
     pruning = 5 * 4 * largest + activations + grams + fit
-    writing = cache_bytes(model, recipe.samples, recipe.seqlen) if recipe.calibration == "self" else 0
+    writing = 0
+    if recipe.calibration == "self":
+        writing = cache_bytes(model, recipe.samples, recipe.seqlen) + wide_bytes(model)
     memory = _BASE_BYTES + (size if in_memory else max(blocks)) + max(pruning, writing)
     return Estimate(memory, size, _seconds(model, plan, choices, tokens))
 

@@ -1,0 +1,64 @@
+"""Linear layers of 16-bit floats on CPUs that have no instructions for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+_SHORT = (torch.bfloat16, torch.float16)
+# Fewer tokens at once are over before a weight is widened.
+_LEAST = 32
+
+
+@contextmanager
+def wide_products() -> Iterator[None]:
+    """Inside, `functional.linear` of 16-bit floats is computed in float32 and rounded once, where that is faster: torch
+    has no fast products of theirs for CPUs without AVX-512. One weight at a time is widened.
+
+    It sums in another order than torch's own product in 16 bits, which rounds as often: last digits differ.
+    """
+    if _fast_anyway():
+        yield
+        return
+    with _Widened():
+        yield
+
+
+@cache
+def _fast_anyway() -> bool:
+    """Whether torch's library for the CPU has products of 16-bit floats; without that library nothing is known."""
+    return not torch.backends.mkldnn.is_available() or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def wide_bytes(model: Any) -> int:
+    """What the largest weight of a model, on the meta device or not, takes in float32 where `wide_products` widens it."""
+    if _fast_anyway() or model.dtype not in _SHORT:
+        return 0
+    return 4 * max(parameter.numel() for parameter in model.parameters())
+
+
+class _Widened(TorchFunctionMode):
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if function is functional.linear and not kwargs and _pays(*args[:2]):
+            return _linear(*args)
+        return function(*args, **(kwargs or {}))
+
+
+def _pays(inputs: Tensor, weight: Tensor) -> bool:
+    tokens = inputs.numel() // max(1, weight.shape[-1])
+    return weight.device.type == "cpu" and weight.dtype in _SHORT and inputs.dtype == weight.dtype and tokens >= _LEAST
+
+
+def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """inputs (..., in) @ weight^T + bias in their dtype, computed in float32."""
+    wide = functional.linear(inputs.float(), weight.float(), None if bias is None else bias.float())
+    return wide.to(inputs.dtype)

@@ -1,0 +1,74 @@
+"""Products of 16-bit floats in float32: only where asked, only where they pay, rounded once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from crepe.models import wide
+from crepe.models.wide import wide_bytes, wide_products
+from families import tiny_model
+
+
+@pytest.fixture(autouse=True)
+def slow_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wide, "_fast_anyway", lambda: False)
+
+
+def _layer(dtype: torch.dtype, bias: bool = True) -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(96, 40, bias=bias).to(dtype)
+
+
+def _inputs(tokens: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(2, tokens // 2, 96, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_product_is_the_exact_one_rounded_once(dtype: torch.dtype, bias: bool) -> None:
+    layer, inputs = _layer(dtype, bias), _inputs(64, dtype)
+    with wide_products():
+        found = layer(inputs)
+    exact = nn.functional.linear(inputs.double(), layer.weight.double(), layer.bias.double() if bias else None)
+    assert found.dtype == dtype
+    near = (found - exact).abs() <= 0.51 * torch.finfo(dtype).eps * exact.abs().clamp_min(1e-3)
+    assert near.double().mean() > 0.995  # but for those that float32 rounds to the other side
+
+
+@pytest.mark.parametrize(
+    ("tokens", "dtype", "widened"), [(64, torch.bfloat16, True), (8, torch.bfloat16, False), (64, torch.float32, False)]
+)
+def test_only_what_pays_is_widened(
+    tokens: int, dtype: torch.dtype, widened: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.dtype] = []
+    monkeypatch.setattr(wide, "_linear", lambda inputs, *rest: seen.append(inputs.dtype) or inputs)
+    layer, inputs = _layer(dtype), _inputs(tokens, dtype)
+    layer(inputs)
+    assert not seen
+    with wide_products():
+        layer(inputs)
+    assert bool(seen) == widened
+
+
+def test_where_the_cpu_is_fast_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, inputs = _layer(torch.bfloat16), _inputs(64, torch.bfloat16)
+    monkeypatch.setattr(wide, "_linear", lambda *args: pytest.fail("it was widened"))
+    monkeypatch.setattr(wide, "_fast_anyway", lambda: True)
+    with wide_products():
+        assert torch.equal(layer(inputs), layer(inputs))
+
+
+def test_room_is_that_of_the_largest_weight() -> None:
+    model = tiny_model("llama")
+    assert wide_bytes(model) == 0
+    assert wide_bytes(model.to(torch.bfloat16)) == 4 * max(parameter.numel() for parameter in model.parameters())
+
+
+def test_gradients_flow() -> None:
+    layer, inputs = _layer(torch.bfloat16), _inputs(64, torch.bfloat16)
+    with wide_products():
+        layer(inputs).sum().backward()
+    assert layer.weight.grad is not None and layer.weight.grad.dtype == torch.bfloat16
