@@ -38,7 +38,7 @@ def _fast_anyway() -> bool:
 
 
 def wide_bytes(model: Any) -> int:
-    """What the largest weight of a model, on the meta device or not, takes in float32 where `wide_products` widens it."""
+    """What the largest weight of a model takes in float32 where it is widened; the model may be on the meta device."""
     if _fast_anyway() or model.dtype not in _SHORT:
         return 0
     return 4 * max(parameter.numel() for parameter in model.parameters())
