@@ -103,7 +103,7 @@ class _Steps:
 def _sample(model: Any, start: Tensor, seqlen: int, seed: int, advance: Callable[[], object]) -> Tensor:
     """Continue `start` (rows, opening) to `seqlen` tokens; an end token does not end a row."""
     device = next(model.parameters()).device
-    with seeded(seed, device), torch.no_grad(), _compact_head(model), wide_products():
+    with seeded(seed, device), torch.no_grad(), _compact_head(model), wide_products(device):
         rows: Tensor = model.generate(
             start.to(device),
             attention_mask=torch.ones_like(start, device=device),

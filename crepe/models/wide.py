@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -17,29 +17,26 @@ _SHORT = (torch.bfloat16, torch.float16)
 _LEAST = 32
 
 
-@contextmanager
-def wide_products() -> Iterator[None]:
+def wide_products(device: torch.device) -> AbstractContextManager[object]:
     """Inside, `functional.linear` of 16-bit floats is computed in float32 and rounded once, where that is faster: torch
     has no fast products of theirs for CPUs without AVX-512. One weight at a time is widened.
 
     It sums in another order than torch's own product in 16 bits, which rounds as often: last digits differ.
     """
-    if _fast_anyway():
-        yield
-        return
-    with _Widened():
-        yield
+    return nullcontext() if _fast(device) else _Widened()
 
 
 @cache
-def _fast_anyway() -> bool:
-    """Whether torch's library for the CPU has products of 16-bit floats; without that library nothing is known."""
+def _fast(device: torch.device) -> bool:
+    """Whether torch has fast products of 16-bit floats there. Without its library for the CPU nothing is known."""
+    if device.type != "cpu":
+        return True
     return not torch.backends.mkldnn.is_available() or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def wide_bytes(model: Any) -> int:
+def wide_bytes(model: Any, device: torch.device) -> int:
     """What the largest weight of a model takes in float32 where it is widened; the model may be on the meta device."""
-    if _fast_anyway() or model.dtype not in _SHORT:
+    if _fast(device) or model.dtype not in _SHORT:
         return 0
     return 4 * max(parameter.numel() for parameter in model.parameters())
 

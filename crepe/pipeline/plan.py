@@ -15,6 +15,7 @@ from crepe.calibration.self_text import cache_bytes
 from crepe.errors import CrepeError, UsageError
 from crepe.masks.pattern import Pattern
 from crepe.models.blocks import Block, find_blocks
+from crepe.models.load import parse_device
 from crepe.models.views import UNKNOWN_LAYOUT, Inventory, Skipped, View, inventory, matches, outside
 from crepe.models.wide import wide_bytes
 from crepe.recipe import Choices, Recipe
@@ -164,7 +165,7 @@ def estimate(model: Any, plan: Plan, choices: Choices, in_memory: bool) -> Estim
     pruning = 5 * 4 * largest + activations + grams + fit
     writing = 0
     if recipe.calibration == "self":
-        writing = cache_bytes(model, recipe.samples, recipe.seqlen) + wide_bytes(model)
+        writing = cache_bytes(model, recipe.samples, recipe.seqlen) + wide_bytes(model, parse_device(recipe.device))
     memory = _BASE_BYTES + (size if in_memory else max(blocks)) + max(pruning, writing)
     return Estimate(memory, size, _seconds(model, plan, choices, tokens))
 
@@ -190,8 +191,6 @@ def _seconds(model: Any, plan: Plan, choices: Choices, tokens: int) -> float:
 
 def _matmul_speed(dtype: torch.dtype, plan: Plan, recipe: Recipe) -> float:
     """Multiply-add operations per second times two, of a batch through the largest matrix, or through a part of it."""
-    from crepe.models.load import parse_device
-
     device = parse_device(recipe.device)
     sizes = (recipe.batch_size * recipe.seqlen, *max(plan.shapes.values(), key=math.prod))
     tokens, outputs, inputs = (min(size, _LONGEST) for size in sizes)

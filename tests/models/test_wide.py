@@ -10,10 +10,12 @@ from crepe.models import wide
 from crepe.models.wide import wide_bytes, wide_products
 from families import tiny_model
 
+CPU = torch.device("cpu")
+
 
 @pytest.fixture(autouse=True)
 def slow_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wide, "_fast_anyway", lambda: False)
+    monkeypatch.setattr(wide, "_fast", lambda device: False)
 
 
 def _layer(dtype: torch.dtype, bias: bool = True) -> nn.Linear:
@@ -29,7 +31,7 @@ def _inputs(tokens: int, dtype: torch.dtype) -> Tensor:
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_product_is_the_exact_one_rounded_once(dtype: torch.dtype, bias: bool) -> None:
     layer, inputs = _layer(dtype, bias), _inputs(64, dtype)
-    with wide_products():
+    with wide_products(CPU):
         found = layer(inputs)
     exact = nn.functional.linear(inputs.double(), layer.weight.double(), layer.bias.double() if bias else None)
     assert found.dtype == dtype
@@ -48,7 +50,7 @@ def test_only_what_pays_is_widened(
     layer, inputs = _layer(dtype), _inputs(tokens, dtype)
     layer(inputs)
     assert not seen
-    with wide_products():
+    with wide_products(CPU):
         layer(inputs)
     assert bool(seen) == widened
 
@@ -56,19 +58,24 @@ def test_only_what_pays_is_widened(
 def test_where_the_cpu_is_fast_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, inputs = _layer(torch.bfloat16), _inputs(64, torch.bfloat16)
     monkeypatch.setattr(wide, "_linear", lambda *args: pytest.fail("it was widened"))
-    monkeypatch.setattr(wide, "_fast_anyway", lambda: True)
-    with wide_products():
+    monkeypatch.setattr(wide, "_fast", lambda device: True)
+    with wide_products(CPU):
         assert torch.equal(layer(inputs), layer(inputs))
 
 
 def test_room_is_that_of_the_largest_weight() -> None:
     model = tiny_model("llama")
-    assert wide_bytes(model) == 0
-    assert wide_bytes(model.to(torch.bfloat16)) == 4 * max(parameter.numel() for parameter in model.parameters())
+    assert wide_bytes(model, CPU) == 0
+    assert wide_bytes(model.to(torch.bfloat16), CPU) == 4 * max(parameter.numel() for parameter in model.parameters())
 
 
 def test_gradients_flow() -> None:
     layer, inputs = _layer(torch.bfloat16), _inputs(64, torch.bfloat16)
-    with wide_products():
+    with wide_products(CPU):
         layer(inputs).sum().backward()
     assert layer.weight.grad is not None and layer.weight.grad.dtype == torch.bfloat16
+
+
+def test_other_devices_have_their_own_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    assert wide._fast(torch.device("cuda")) and wide_bytes(tiny_model("llama"), torch.device("cuda")) == 0
