@@ -31,14 +31,15 @@ def _fast(device: torch.device) -> bool:
     """Whether torch has fast products of 16-bit floats there. Without its library for the CPU nothing is known."""
     if device.type != "cpu":
         return True
-    return not torch.backends.mkldnn.is_available() or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return not torch._C._has_mkldnn or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def wide_bytes(model: Any, device: torch.device) -> int:
     """What the largest weight of a model takes in float32 where it is widened; the model may be on the meta device."""
     if _fast(device) or model.dtype not in _SHORT:
         return 0
-    return 4 * max(parameter.numel() for parameter in model.parameters())
+    largest: int = max(parameter.numel() for parameter in model.parameters())
+    return 4 * largest
 
 
 class _Widened(TorchFunctionMode):
