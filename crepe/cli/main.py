@@ -56,3 +56,7 @@ def _fail(message: str, error: BaseException, code: int) -> int:
         raise error
     sys.stderr.write(f"crepe: error: {' '.join(message.split())}\n")
     return code
+
+
+if __name__ == "__main__":  # the module that launchers were told to start before there was `python -m crepe`
+    sys.exit(main())

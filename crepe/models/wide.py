@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+from torch.nn import Parameter, functional
 from torch.overrides import TorchFunctionMode
 
 _SHORT = (torch.bfloat16, torch.float16)
@@ -19,7 +20,8 @@ _LEAST = 32
 
 def wide_products(device: torch.device) -> AbstractContextManager[object]:
     """Inside, `functional.linear` of 16-bit floats is computed in float32 and rounded once, where that is faster: torch
-    has no fast products of theirs for CPUs without AVX-512. One weight at a time is widened.
+    has no fast products of theirs for x86 CPUs without AVX-512 (bfloat16 decides for both). One weight at
+    a time is widened.
 
     It sums in another order than torch's own product in 16 bits, which rounds as often: last digits differ.
     """
@@ -38,7 +40,7 @@ def wide_bytes(model: Any, device: torch.device) -> int:
     """What the largest weight of a model takes in float32 where it is widened; the model may be on the meta device."""
     if _fast(device) or model.dtype not in _SHORT:
         return 0
-    largest: int = max(parameter.numel() for parameter in model.parameters())
+    largest: int = max(math.prod(parameter.shape[-2:]) for parameter in model.parameters())
     return 4 * largest
 
 
@@ -53,7 +55,8 @@ class _Widened(TorchFunctionMode):
 
 def _pays(inputs: Tensor, weight: Tensor) -> bool:
     tokens = inputs.numel() // max(1, weight.shape[-1])
-    return weight.device.type == "cpu" and weight.dtype in _SHORT and inputs.dtype == weight.dtype and tokens >= _LEAST
+    plain = type(weight) in (Tensor, Parameter) and weight.device.type == "cpu" and weight.dtype in _SHORT
+    return plain and inputs.dtype == weight.dtype and tokens >= _LEAST
 
 
 def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

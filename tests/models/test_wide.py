@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from conftest import save_tokenizer
+from crepe.calibration.self_text import self_rows
 from crepe.models import wide
 from crepe.models.wide import wide_bytes, wide_products
 from families import tiny_model
@@ -25,6 +29,14 @@ def _layer(dtype: torch.dtype, bias: bool = True) -> nn.Linear:
 
 def _inputs(tokens: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(2, tokens // 2, 96, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def test_a_model_that_writes_text_is_widened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[int] = []
+    real = wide._linear
+    monkeypatch.setattr(wide, "_linear", lambda *args: seen.append(1) or real(*args))
+    rows = self_rows(tiny_model("llama").to(torch.bfloat16), save_tokenizer(tmp_path), 40, 8, seed=0)
+    assert rows.shape == (40, 8) and seen
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
