@@ -13,7 +13,7 @@ import torch
 from crepe.errors import UsageError
 from crepe.eval.generation import Generation
 from crepe.eval.timing import Timing, ratio, side_by_side
-from crepe.pipeline.progress import bar
+from crepe.progress import bar
 
 BATCHES = (1, 4, 16)
 

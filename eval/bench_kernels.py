@@ -11,7 +11,7 @@ import torch
 from crepe.errors import UsageError
 from crepe.eval.bench import machine
 from crepe.eval.timing import Timing
-from crepe.pipeline.progress import bar
+from crepe.progress import bar
 
 if TYPE_CHECKING:
     from crepe.kernels.bench.base import Case, Way

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from crepe.errors import CrepeError, UsageError
-from crepe.pipeline.progress import bar
+from crepe.progress import bar
 from crepe.vision.images import Images, batches, chosen, read_images, require_labels
 from crepe.vision.load import logits_of
 from crepe.vision.preprocess import Preprocessor

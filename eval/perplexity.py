@@ -10,7 +10,7 @@ from torch import Tensor
 
 from crepe.errors import CrepeError
 from crepe.eval.fidelity import kl_divergence, negative_log_likelihood, top1_matches
-from crepe.pipeline.progress import bar
+from crepe.progress import bar
 
 
 def measure(model: Any, reference: Any | None, windows: Tensor) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from crepe.errors import CrepeError
 from crepe.pipeline.fingerprint import first_change
-from crepe.pipeline.progress import bar
+from crepe.progress import bar
 from crepe.search.samplers.base import WORKER, complete_trials, ended_trials
 
 STUDY_NAME = "crepe"

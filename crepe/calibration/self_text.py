@@ -14,7 +14,7 @@ from crepe.calibration.tokens import bos_tokens
 from crepe.errors import CrepeError
 from crepe.models.draws import seeded
 from crepe.models.wide import wide_products
-from crepe.pipeline.progress import bar, bars_wanted
+from crepe.progress import bar, bars_wanted
 
 _BATCH = 64
 # Stands for the user's words when the chat template is asked what it puts before them.
@@ -115,7 +115,7 @@ def _sample(model: Any, start: Tensor, seqlen: int, seed: int, advance: Callable
             min_new_tokens=seqlen - start.shape[1],
             eos_token_id=None,
             pad_token_id=0,
-            streamer=_Steps(advance) if bars_wanted() else None,
+            streamer=_Steps(advance) if bars_wanted() else None,  # to tell of a token, a GPU has to be waited for
         )
     return rows[:, :seqlen].cpu()
 

@@ -52,7 +52,7 @@ def _upload(folder: Path, repo_id: str, public: bool, create_pr: bool) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
-    from crepe.pipeline.progress import bars_wanted
+    from crepe.progress import bars_wanted
 
     if not bars_wanted():
         disable_progress_bars()

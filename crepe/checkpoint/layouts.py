@@ -25,6 +25,7 @@ from crepe.checkpoint.operations import (
     sp24_uncovered,
     sp24_unpack,
 )
+from crepe.checkpoint.section import are_sizes
 from crepe.errors import CrepeError
 from crepe.kernels.reference import bitmap, colblock, sp24
 from crepe.masks import ColBlock, parse_pattern
@@ -192,7 +193,7 @@ def parse_layout(about: Mapping[str, Any]) -> Layout:
     if odd:
         raise CrepeError(f"config.json describes a tensor in layout {kind.name} wrongly: it has no {odd[0]!r}")
     try:
-        if not _are_sizes(given["shape"], 1) or len(given["shape"]) < 2 or not _are_sizes([given.get("kept", 0)], 0):
+        if not are_sizes(given["shape"]) or len(given["shape"]) < 2 or not are_sizes([given.get("kept", 0)], least=0):
             raise CrepeError("shape has at least two sizes, and kept is a number")
         if not all(type(given.get(key, False)) is bool for key in ("transposed", "ordered")):
             raise CrepeError("transposed and ordered are true or false")
@@ -201,10 +202,6 @@ def parse_layout(about: Mapping[str, Any]) -> Layout:
         return layout
     except (KeyError, TypeError, ValueError, CrepeError) as error:
         raise CrepeError(f"config.json describes a tensor in layout {kind.name} wrongly: {about}: {error}") from None
-
-
-def _are_sizes(given: Any, least: int) -> bool:
-    return isinstance(given, list | tuple) and all(type(size) is int and size >= least for size in given)
 
 
 def unpacked(tensors: Mapping[str, Tensor], layouts: Mapping[str, Mapping[str, Any]]) -> dict[str, Tensor]:

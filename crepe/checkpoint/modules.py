@@ -29,7 +29,7 @@ class PackedLinear(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         tensors: dict[str, Tensor] = self.packed
         bias: Tensor | None = self.bias
-        dtype = autocast_dtype(inputs) if torch._C._is_any_autocast_enabled() else None
+        dtype = autocast_dtype(inputs)
         if dtype is not None:
             inputs, tensors[""] = lowered(inputs, dtype), lowered(tensors[""], dtype)
             bias = None if bias is None else lowered(bias, dtype)
@@ -54,6 +54,8 @@ class PackedLinear(nn.Module):
 def autocast_dtype(inputs: Tensor) -> torch.dtype | None:
     """What autocast makes of a linear layer's operands, None where it is off. It does so by itself only for operations
     of torch's own."""
+    if not torch._C._is_any_autocast_enabled():  # first, because every forward asks
+        return None
     place = inputs.device.type
     if torch.amp.is_autocast_available(place) and torch.is_autocast_enabled(place):
         return torch.get_autocast_dtype(place)

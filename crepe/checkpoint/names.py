@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, TypeVar
+
+Value = TypeVar("Value")
+
+
+def own_names(model: Any, entries: Mapping[str, Value], present: Collection[str]) -> dict[str, Value]:
+    """Entries by the names that `model` has; without those outside of a base model."""
+    owned = {own_name(model, name, present): value for name, value in entries.items()}
+    return {name: value for name, value in owned.items() if name is not None}
 
 
 def own_name(model: Any, name: str, present: Collection[str]) -> str | None:
-    """What `model` calls what a file calls `name`. present: its names. None: it lies outside of a
-    base model."""
+    """What `model` calls what a file calls `name`; None outside of a base model. present: the names in `model`."""
     if name in present:
         return name
     base = getattr(model, "base_model_prefix", "")

@@ -16,7 +16,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from crepe.checkpoint.fallback import warn_of_fallbacks
 from crepe.checkpoint.layouts import Layout, parse_layout
 from crepe.checkpoint.modules import insert, settle, unpack_layers
-from crepe.checkpoint.names import own_name
+from crepe.checkpoint.names import own_names
 from crepe.checkpoint.packed import check_parts
 from crepe.checkpoint.resave import packed_again, save_guarded
 from crepe.checkpoint.section import METHOD, VERSION
@@ -50,8 +50,8 @@ class CrepeQuantizer(HfQuantizer):  # type: ignore[misc]
         version = quantization_config.version
         if type(version) is not int or not 1 <= version <= VERSION:
             raise CrepeError(
-                f"the checkpoint has version {version!r} of crepe's format, this crepe reads up to "
-                f"{VERSION}: pip install -U crepe-prune"
+                f"the checkpoint has version {version!r} of crepe's format, this crepe reads up to {VERSION}: "
+                "pip install -U crepe-prune"
             )
 
     def update_attn_implementation(self, config: Any) -> Any:
@@ -71,8 +71,7 @@ class CrepeQuantizer(HfQuantizer):  # type: ignore[misc]
                 raise CrepeError(f"config.json lists packed tensors as {config.tensors!r}: expected an object by name")
             layouts = {name: parse_layout(about) for name, about in config.tensors.items()}
             present = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-            owned = {own_name(model, name, present): layout for name, layout in layouts.items()}
-            self._layouts = {name: layout for name, layout in owned.items() if name is not None}
+            self._layouts = own_names(model, layouts, present)
             check_parts(checkpoint_files or [], layouts)
             insert(model, self._layouts)
         elif config.format == "sliced":

@@ -47,3 +47,8 @@ def read_section(folder: Path) -> dict[str, Any]:
     except (OSError, json.JSONDecodeError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def are_sizes(given: Any, least: int = 1) -> bool:
+    """Whether an entry is a list of whole numbers, none under `least`."""
+    return isinstance(given, list | tuple) and all(type(size) is int and size >= least for size in given)

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from crepe.checkpoint.blocks import checkpoint_tensors
 from crepe.checkpoint.files import save_tensors
-from crepe.checkpoint.names import own_name
+from crepe.checkpoint.names import own_name, own_names
 from crepe.checkpoint.reshape import Numbers, build_on_meta, edit, fit_config, shapes_of, shorter_config
-from crepe.checkpoint.section import VERSION
+from crepe.checkpoint.section import VERSION, are_sizes
 from crepe.errors import CrepeError, UsageError
 from crepe.models.blocks import Block, find_blocks
 
@@ -222,8 +222,7 @@ def resize_for(model: Any, data: Mapping[str, Any]) -> None:
         holder, _, place = block.name.rpartition(".")
         model.get_submodule(holder)[int(place)] = block.module
     present = shapes_of(model)
-    owned = {own_name(model, name, present): tuple(shape) for name, shape in data["shapes"].items()}
-    wanted = {name: shape for name, shape in owned.items() if name is not None}
+    wanted = {name: tuple(shape) for name, shape in own_names(model, data["shapes"], present).items()}
     for name, shape in wanted.items():
         if name not in present:
             raise CrepeError(f"config.json describes a tensor {name!r} that the model does not have")
@@ -243,12 +242,12 @@ def resize_for(model: Any, data: Mapping[str, Any]) -> None:
 
 def _check_entries(data: Mapping[str, Any], blocks: int) -> None:
     """Raises CrepeError where what config.json says of a sliced checkpoint cannot be read."""
-    entries = {key: data.get(key) for key in ("per_layer_config", "shapes")} | {
-        "attributes": data.get("attributes", {})
-    }
-    for key, found in entries.items():
-        if not isinstance(found, Mapping):
-            raise CrepeError(f"config.json has {found!r} as {key!r} of a sliced checkpoint: expected an object")
+    given = {"attributes": {}, **data}
+    for key in ("per_layer_config", "shapes", "attributes"):
+        if not isinstance(given.get(key), Mapping):
+            raise CrepeError(
+                f"config.json has {given.get(key)!r} as {key!r} of a sliced checkpoint: expected an object"
+            )
     odd = [index for index in data["per_layer_config"] if index not in map(str, range(blocks))]
     if odd:
         raise CrepeError(f"config.json describes layer {odd[0]!r} of a sliced checkpoint: the model has {blocks}")
@@ -258,7 +257,7 @@ def _check_entries(data: Mapping[str, Any], blocks: int) -> None:
                 f"config.json has {edits!r} for layer {index!r} of a sliced checkpoint: expected an object"
             )
     for name, shape in data["shapes"].items():
-        if not isinstance(shape, list) or not all(type(size) is int and size > 0 for size in shape):
+        if not are_sizes(shape):
             raise CrepeError(f"config.json has {shape!r} as the shape of {name!r}: expected a list of sizes")
 
 

@@ -20,8 +20,8 @@ _LEAST = 32
 
 def wide_products(device: torch.device) -> AbstractContextManager[object]:
     """Inside, `functional.linear` of 16-bit floats is computed in float32 and rounded once, where that is faster: torch
-    has no fast products of theirs for x86 CPUs without AVX-512 (bfloat16 decides for both). One weight at
-    a time is widened.
+    has no fast products of theirs for x86 CPUs without AVX-512 (bfloat16 decides for both). One weight is widened at a
+    time.
 
     It sums in another order than torch's own product in 16 bits, which rounds as often: last digits differ.
     """

@@ -24,10 +24,10 @@ from crepe.pipeline.capture import InputRecorder
 from crepe.pipeline.fold import couplings_of, fold
 from crepe.pipeline.journal import Journal
 from crepe.pipeline.plan import Plan
-from crepe.pipeline.progress import bar
 from crepe.pipeline.prune import TensorReport, matrices, prune_views, scores, statistics_of
 from crepe.pipeline.refit import fit_block, hidden_of
 from crepe.pipeline.walk import Walk
+from crepe.progress import bar
 from crepe.recipe import Choices
 from crepe.refine import BlockRefinement, Folding
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from crepe.errors import CrepeError, UsageError
-from crepe.pipeline.progress import bar
+from crepe.progress import bar
 from crepe.vision.preprocess import Preprocessor, rgb
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm")

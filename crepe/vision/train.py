@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from crepe.errors import CrepeError
-from crepe.pipeline.progress import bar, bars_wanted
+from crepe.progress import bar, bars_wanted
 from crepe.recipe import Recipe
 from crepe.vision.augment import crop_and_flip
 from crepe.vision.cut import hold

@@ -118,6 +118,17 @@ def test_a_tensor_that_the_model_does_not_have(packed: Callable[[str], Path], tm
     _fails(folder, r"'model.layers.1.*that the model does not have")
 
 
+def test_the_suffixes_are_those_of_the_layouts() -> None:
+    from crepe.checkpoint.layouts import SUFFIXES, Bitmap, Blocks, TwoOfFour
+
+    layouts = (
+        TwoOfFour((8, 32), ordered=True),
+        Blocks((8, 32), pattern="colblock:8x8", kept=2),
+        Bitmap((8, 32), kept=3),
+    )
+    assert set(SUFFIXES) == {suffix for layout in layouts for suffix in layout.suffixes if suffix}
+
+
 def test_parts_that_the_description_does_not_know(packed: Callable[[str], Path], tmp_path: Path) -> None:
     """Without its order, a weight would be another one."""
 

@@ -36,6 +36,12 @@ def test_help_answers_quickly_and_imports_nothing_heavy() -> None:
     assert min(times) < 0.5, times
 
 
+@pytest.mark.parametrize("module", ["crepe", "crepe.cli.main"])
+def test_launchers_start_a_module(module: str) -> None:
+    done = subprocess.run([sys.executable, "-m", module, "prune", "--pattern"], capture_output=True, text=True)
+    assert done.returncode == 2 and "expected one argument" in done.stderr
+
+
 def test_help_names_everything_that_can_be_chosen() -> None:
     from crepe.allocation import ALLOCATIONS
     from crepe.criteria import CRITERIA

@@ -5,6 +5,7 @@ At 4.3 TB/s an H200 has time for 31 to 35 instructions on each group of four wei
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -255,9 +256,9 @@ def test_what_comes_before_a_product_is_written_in_wide_stores() -> None:
     assert sum(opcodes.values()) <= 200
     types = {"out": "*i32", "x": "*i32", "tokens": "i32"}
     for early in (False, True):
-        constants = {"INPUTS": 4096, "BLOCKS": 8, "SIZE": sp24_mma._SIZE, "EARLY": early}
-        compiled = compile_kernel(sp24_mma.arrange_kernel, types, constants, Config({}, 4))
-        _stays_within(compiled, Config({}, 4, shared=8 << 10))
+        constants, config, _ = sp24_mma.arrangement(16, 4096, 2, early)
+        compiled = compile_kernel(sp24_mma.arrange_kernel, types, constants, config)
+        _stays_within(compiled, replace(config, shared=8 << 10))
         opcodes = compiled.opcodes()
         assert starting(opcodes, "STG") == opcodes["STG.E.128"] and sum(opcodes.values()) <= 250
 

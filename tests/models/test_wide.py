@@ -12,6 +12,8 @@ from conftest import save_tokenizer
 from crepe.calibration.self_text import self_rows
 from crepe.models import wide
 from crepe.models.wide import wide_bytes, wide_products
+from crepe.pipeline.plan import estimate, make_plan
+from crepe.recipe import build, choose
 from families import tiny_model
 
 CPU = torch.device("cpu")
@@ -41,10 +43,16 @@ def test_a_model_that_writes_text_is_widened(monkeypatch: pytest.MonkeyPatch, tm
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_product_is_the_exact_one_rounded_once(dtype: torch.dtype, bias: bool) -> None:
+def test_a_product_is_the_exact_one_rounded_once(
+    dtype: torch.dtype, bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     layer, inputs = _layer(dtype, bias), _inputs(64, dtype)
+    seen: list[int] = []
+    real = wide._linear
+    monkeypatch.setattr(wide, "_linear", lambda *args: seen.append(1) or real(*args))
     with wide_products(CPU):
         found = layer(inputs)
+    assert seen
     exact = nn.functional.linear(inputs.double(), layer.weight.double(), layer.bias.double() if bias else None)
     assert found.dtype == dtype
     near = (found - exact).abs() <= 0.51 * torch.finfo(dtype).eps * exact.abs().clamp_min(1e-3)
@@ -79,6 +87,16 @@ def test_room_is_that_of_the_largest_weight() -> None:
     model = tiny_model("llama")
     assert wide_bytes(model, CPU) == 0
     assert wide_bytes(model.to(torch.bfloat16), CPU) == 4 * max(parameter.numel() for parameter in model.parameters())
+
+
+def test_dry_runs_count_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where writing needs more room than pruning."""
+    monkeypatch.setattr("crepe.pipeline.plan.cache_bytes", lambda model, samples, seqlen: 10**12)
+    model, choices = tiny_model("llama").to(torch.bfloat16), choose(build({"model": "x", "device": "cpu"}))
+    plan, room = make_plan(model, choices), wide_bytes(model, CPU)
+    slow = estimate(model, plan, choices, in_memory=True).memory
+    monkeypatch.setattr(wide, "_fast", lambda device: True)
+    assert slow - estimate(model, plan, choices, in_memory=True).memory == room > 0
 
 
 def test_gradients_flow() -> None:

@@ -132,7 +132,7 @@ def test_a_value_of_nan_prunes_the_trial_and_names_it(caplog: pytest.LogCaptureF
 
 
 def test_a_bar_with_nothing_to_show_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("crepe.pipeline.progress.bars_wanted", lambda: True)
+    monkeypatch.setattr("crepe.progress.bars_wanted", lambda: True)
     values = iter([math.nan, 1.0, 0.5])
     study = _open(None)
     run_trials(study, SPACE.suggest, lambda point: next(values), 3, None)
