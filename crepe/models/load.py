@@ -230,15 +230,17 @@ def _heard(library: logging.Logger) -> Iterator[io.StringIO]:
     def is_error(record: logging.LogRecord) -> bool:
         return record.levelno >= logging.ERROR
 
-    text, level, muted = io.StringIO(), library.level, list(library.handlers)
+    text, level, muted, propagate = io.StringIO(), library.level, list(library.handlers), library.propagate
     listener = logging.StreamHandler(text)
     for handler in muted:
         handler.addFilter(is_error)
     library.addHandler(listener)
     library.setLevel(logging.WARNING)
+    library.propagate = False  # transformers' goes on to the root's handlers where the environment says CI
     try:
         yield text
     finally:
+        library.propagate = propagate
         library.setLevel(level)
         library.removeHandler(listener)
         for handler in muted:

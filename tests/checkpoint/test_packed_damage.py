@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.utils import logging as theirs
 
 import crepe
 from conftest import save_tokenizer
@@ -145,18 +146,27 @@ def test_a_version_that_is_none(packed: Callable[[str], Path], tmp_path: Path, v
     _fails(folder, f"has version {version!r} of crepe's format")
 
 
-@pytest.mark.parametrize("level", [logging.ERROR, logging.WARNING])
+@pytest.mark.parametrize(
+    ("level", "propagate"), [(logging.ERROR, False), (logging.WARNING, False), (logging.WARNING, True)]
+)
 def test_a_tensor_that_the_description_leaves_out_is_named(
-    packed: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: int
+    packed: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    level: int,
+    propagate: bool,
 ) -> None:
-    library = logging.getLogger("transformers")
+    library = theirs.get_logger("transformers")  # sets it up, which the first of all tests to ask would do else
     monkeypatch.setattr(library, "level", level)
+    monkeypatch.setattr(library, "propagate", propagate)  # as transformers sets it where the environment says CI
     before = list(library.handlers)
     folder = _copy(packed("2:4"), tmp_path / "out")
     _edit(folder, lambda config: config["quantization_config"]["tensors"].pop(Q))
     with pytest.raises(CrepeError, match=f"{Q}: .*size mismatch"):
         crepe.load(str(folder))
-    assert (library.level, library.handlers) == (level, before)
+    assert (library.level, library.handlers, library.propagate) == (level, before, propagate)
+    assert not [record for record in caplog.records if record.name.startswith("transformers")]
     assert not any(handler.filters for handler in before)
 
 
