@@ -65,7 +65,7 @@ def compile_kernel(
 ) -> Compiled:
     """types: argument name -> Triton type such as `*i32`; pointers are divisible by 16, as torch allocates them, and so
     is the number `even`.
-    config: warps and stages."""
+    config: the options of the compiler."""
     if not hasattr(kernel, "arg_names") or not hasattr(kernel, "cache_key"):
         pytest.skip("triton is interpreting in this process")
     from triton import compile
@@ -80,8 +80,7 @@ def compile_kernel(
         if type_[0] == "*" or name == even
     }
     values = {(names.index(name),): value for name, value in constants.items()}
-    options = {"num_warps": config.warps, "num_stages": config.stages}
-    built = compile(ASTSource(kernel, signature, values, aligned), GPUTarget("cuda", architecture, 32), options)
+    built = compile(ASTSource(kernel, signature, values, aligned), GPUTarget("cuda", architecture, 32), config.options)
     return Compiled(built.asm["ttgir"], built.metadata.shared, _disassemble(built.asm["cubin"]))
 
 

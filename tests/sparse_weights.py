@@ -19,8 +19,8 @@ SP24_CHOICES = [
     (4, "mma"),
     (32, "mma"),
     (33, "matmul"),
-    (96, "matmul"),
-    (97, "unpack"),
+    (64, "matmul"),
+    (65, "unpack"),
 ]
 
 

@@ -18,10 +18,10 @@ from crepe.kernels.reference import sp24
 
 # More tokens at once need more registers than a thread has.
 MOST_MATVEC_TOKENS = 3
-# On an H200 the sparse tensor cores are faster at 16 tokens, about as fast as unpacking on the way to the dense ones at
-# 32, and slower at 64. From how many tokens on unpacking once is better is calculated, not measured.
+# On an H200 the sparse tensor cores were faster than unpacking on the way to the dense ones up to 32 tokens, and on the
+# whole slower at 64; unpacking once was faster than both at 96.
 MOST_MMA_TOKENS = 32
-MOST_MATMUL_TOKENS = 96
+MOST_MATMUL_TOKENS = 64
 
 
 def _obstacle(x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None) -> str | None:

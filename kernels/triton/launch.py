@@ -40,7 +40,7 @@ def launch(kernel: Any, grid: tuple[int, ...], plan: Plan, *args: Any, **more: A
         run(*args)
         return
     given = {**plan.constants, **more}
-    compiled = kernel[grid](*args, **given, num_warps=plan.config.warps, num_stages=plan.config.stages)
+    compiled = kernel[grid](*args, **given, **plan.config.options)
     if compiled is not None:  # the interpreter compiles nothing
         plan.ready[key] = _with_constants(compiled[(*grid, 1, 1)[:3]], [given[name] for name in _constants_of(kernel)])
 

@@ -12,7 +12,6 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from crepe.kernels.triton.configs import HOPPER, Config, Device, device_of, find, planned
-from crepe.kernels.triton.groups import read
 from crepe.kernels.triton.launch import cdiv, launch, linear
 from crepe.kernels.triton.scores import split4
 from crepe.kernels.triton.sparse_tensor_core import nibbles, sparse_mma, transposed
@@ -44,15 +43,16 @@ def _inside(row, OUTPUTS: tl.constexpr, RAGGED: tl.constexpr):
 
 @triton.jit
 def _all_words(
-    meta, first, word, more, OUTPUTS: tl.constexpr, LENGTH: tl.constexpr, ROWS: tl.constexpr, RAGGED: tl.constexpr,
-    MASKED: tl.constexpr,
+    meta, first, word, more, OUTPUTS: tl.constexpr, LENGTH: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr,
+    RAGGED: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """The words of metadata of a step, eight for each tile of rows."""
+    """The words of metadata of a step, eight for each tile of rows and block."""
     words = ()
     for tile in tl.static_range(ROWS):
-        row = first + 16 * tile
-        words = words + _words(meta, _inside(row, OUTPUTS, RAGGED), word, more, LENGTH, MASKED)
-        words = words + _words(meta, _inside(row + 8, OUTPUTS, RAGGED), word, more, LENGTH, MASKED)
+        for wide in tl.static_range(WIDE):
+            row = first + 16 * tile
+            words = words + _words(meta, _inside(row, OUTPUTS, RAGGED), word + 16 * wide, more, LENGTH, MASKED)
+            words = words + _words(meta, _inside(row + 8, OUTPUTS, RAGGED), word + 16 * wide, more, LENGTH, MASKED)
     return words
 
 
@@ -68,29 +68,23 @@ def _codes(words, W: tl.constexpr, INTERPRETED: tl.constexpr):
 @triton.jit
 def _weights(
     values, first, mine, more, PHASE: tl.constexpr, OUTPUTS: tl.constexpr, LENGTH: tl.constexpr, ROWS: tl.constexpr,
-    AHEAD: tl.constexpr, RAGGED: tl.constexpr, MASKED: tl.constexpr,
+    AHEAD: tl.constexpr, WIDE: tl.constexpr, RAGGED: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """The kept weights of a phase: for each bit position and tile of rows eight tensors of int32. more: as for
+    """The kept weights of a phase: for each bit position, block and tile of rows eight tensors of int32. more: as for
     `_words`."""
     weights = ()
-    for ahead in tl.static_range(AHEAD):
+    for unit in tl.static_range(AHEAD * WIDE):
+        theirs = mine + 16 * (unit % WIDE)
         for tile in tl.static_range(ROWS):
             for side in tl.static_range(2):
                 row = _inside(first + 16 * tile + 8 * side, OUTPUTS, RAGGED)[:, None]
-                at = values + row * (8 * LENGTH) + mine + (AHEAD * PHASE + ahead) * LENGTH
+                at = values + row * (8 * LENGTH) + theirs + (AHEAD * PHASE + unit // WIDE) * LENGTH
                 if MASKED:
-                    four = tl.load(at, mine < LENGTH, other=0, eviction_policy="evict_first")
+                    four = tl.load(at, theirs < LENGTH, other=0, eviction_policy="evict_first")
                 else:
                     four = tl.load(at, more, eviction_policy="evict_first")
                 weights = weights + split4(four, mine.shape[0])
     return weights
-
-
-@triton.jit
-def _halves(pointers, inside, upper, MASKED: tl.constexpr):
-    """Of four groups of activations, the half of each that a lane has to bring: four tensors of int32."""
-    groups = read(pointers, inside, MASKED, "evict_last")
-    return split4(tl.where(upper, (groups >> 32).to(tl.int32), groups.to(tl.int32)), pointers.shape[0])
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -100,53 +94,39 @@ def arrange_kernel(
     """The activations in the order in which the lanes of `mma_kernel` take them, two to an int32. EARLY: lets that
     kernel begin at once; it waits before it reads them.
 
-    out: (tiles of 8 tokens, BLOCKS of 16 words, 8 bit positions, 32 lanes, 8). x: (tokens, INPUTS / 2) int32.
+    out: (tiles of 8 tokens, BLOCKS of 16 words, 8 bit positions, halves, 32 lanes, 4): what the lanes of a warp read at
+    once lies side by side, because the L1 cache looks up one line after the other. x: (tokens, INPUTS / 2) int32.
     """
     if EARLY:
         gdc_launch_dependents()
     LENGTH: tl.constexpr = INPUTS // 32
     at = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
-    register, lane, group = at % 8, at // 8 % 32, at // 256 % 8
+    register, lane, half, group = at % 4, at // 4 % 32, at // 128 % 2, at // 256 % 8
     block = at // 2048 % BLOCKS
     token = tl.minimum(at // (2048 * BLOCKS) * 8 + lane // 4, tokens - 1)
-    word = 16 * block + 4 * (lane % 4 // 2) + 8 * (register // 4) + register % 4
+    word = 16 * block + 4 * (lane % 4 // 2) + 8 * half + register
     pair = x + token * (INPUTS // 2) + 2 * (group * LENGTH + word) + lane % 2
     tl.store(out + at, tl.load(pair, word < LENGTH, other=0))
 
 
 @triton.jit
-def _arranged(x, tile_of_tokens, block, group, lane, BLOCKS: tl.constexpr, MASKED: tl.constexpr):
-    """What a lane needs of activations that `arrange_kernel` has written: eight tensors of int32."""
-    if MASKED:
-        block = tl.minimum(block, BLOCKS - 1)
-    place = (tile_of_tokens * BLOCKS + block) * 8 + group
-    at = x + (place.to(tl.int64) * 256 + lane % 32 * 8)[:, None] + tl.arange(0, 4)[None, :]
-    near, far = tl.load(at, eviction_policy="evict_last"), tl.load(at + 4, eviction_policy="evict_last")
-    return split4(near, lane.shape[0]) + split4(far, lane.shape[0])
-
-
-@triton.jit
 def _activations(
-    x, tile_of_tokens, tokens, block, lane, PHASE: tl.constexpr, INPUTS: tl.constexpr, TOKENS: tl.constexpr,
-    AHEAD: tl.constexpr, ARRANGED: tl.constexpr, MASKED: tl.constexpr,
+    x, tile_of_tokens, block, lane, PHASE: tl.constexpr, BLOCKS: tl.constexpr, TOKENS: tl.constexpr,
+    AHEAD: tl.constexpr, WIDE: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """The activations of a phase: for each bit position and tile of tokens eight tensors of int32."""
-    LENGTH: tl.constexpr = INPUTS // 32
-    g, t = lane % 32 // 4, lane % 4
-    upper = (t % 2 == 1)[:, None]
-    theirs = (16 * block + 4 * (t // 2))[:, None] + tl.arange(0, 4)[None, :]
+    """The activations of a phase, as `arrange_kernel` has written them: for each bit position, block and tile of tokens
+    eight tensors of int32."""
+    mine = (lane % 32 * 4)[:, None] + tl.arange(0, 4)[None, :]
     activations = ()
-    for ahead in tl.static_range(AHEAD):
+    for unit in tl.static_range(AHEAD * WIDE):
+        place = block + unit % WIDE
+        if MASKED:
+            place = tl.minimum(place, BLOCKS - 1)
         for batch in tl.static_range(TOKENS):
-            if ARRANGED:
-                activations = activations + _arranged(
-                    x, tile_of_tokens + batch, block, AHEAD * PHASE + ahead, lane, (LENGTH + 15) // 16, MASKED
-                )
-            else:
-                token = tl.minimum(8 * (tile_of_tokens + batch) + g, tokens - 1).to(tl.int64)
-                at = x + (token * (INPUTS // 4) + (AHEAD * PHASE + ahead) * LENGTH)[:, None] + theirs
-                activations = activations + _halves(at, theirs < LENGTH, upper, MASKED)
-                activations = activations + _halves(at + 8, theirs + 8 < LENGTH, upper, MASKED)
+            piece = ((tile_of_tokens + batch) * BLOCKS + place) * 8 + AHEAD * PHASE + unit // WIDE
+            at = x + (piece.to(tl.int64) * 256)[:, None] + mine
+            near, far = tl.load(at, eviction_policy="evict_last"), tl.load(at + 128, eviction_policy="evict_last")
+            activations = activations + split4(near, lane.shape[0]) + split4(far, lane.shape[0])
     return activations
 
 
@@ -189,22 +169,22 @@ def _store(
 @triton.jit(do_not_specialize=["tokens"])
 def mma_kernel(
     out, x, values, meta, bias, tokens, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, ROWS: tl.constexpr,
-    TOKENS: tl.constexpr, AHEAD: tl.constexpr, ARRANGED: tl.constexpr, SPLIT: tl.constexpr, BUFFERS: tl.constexpr,
+    TOKENS: tl.constexpr, AHEAD: tl.constexpr, SPLIT: tl.constexpr, BUFFERS: tl.constexpr, WIDE: tl.constexpr,
     EARLY: tl.constexpr, WARPS: tl.constexpr, HAS_BIAS: tl.constexpr, BF16: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """out: (tokens, OUTPUTS). x: (tokens, INPUTS / 4) int64, or ARRANGED by `arrange_kernel`. values: (OUTPUTS,
-    INPUTS / 4) int32. meta: (OUTPUTS, INPUTS / 32) int32. SPLIT warps share the inputs of 16 ROWS outputs; the groups
-    of such warps lie along the outputs and read the same 8 TOKENS tokens. BUFFERS: 2 asks for the weights of a phase
-    while the products of the one before it are computed, 1 when its turn comes. EARLY: begun before `arrange_kernel`
-    has ended.
+    """out: (tokens, OUTPUTS). x: as `arrange_kernel` writes it. values: (OUTPUTS, INPUTS / 4) int32. meta: (OUTPUTS,
+    INPUTS / 32) int32. SPLIT warps share the inputs of 16 ROWS outputs; the groups of such warps lie along the outputs
+    and read the same 8 TOKENS tokens. BUFFERS: 2 asks for the weights of a phase while the products of the one before
+    it are computed, 1 when its turn comes. EARLY: begun before `arrange_kernel` has ended.
 
-    A warp takes 16 words of metadata at a time: with each bit position they describe 16 neighbouring groups, that is
-    two products of the tensor core. Lane t of a group of four holds groups 4 t to 4 t + 3, 16 bytes of each row.
+    A block is 16 words of metadata: with each bit position they describe 16 neighbouring groups, that is two products
+    of the tensor core. Lane t of a group of four holds groups 4 t to 4 t + 3, 16 bytes of each row. A warp takes WIDE
+    neighbouring blocks at a time and reads of each row 64 WIDE bytes that lie together.
     """
     LENGTH: tl.constexpr = INPUTS // 32
     BLOCKS: tl.constexpr = (LENGTH + 15) // 16
-    STEPS: tl.constexpr = (BLOCKS + SPLIT - 1) // SPLIT
-    MASKED: tl.constexpr = LENGTH % (16 * SPLIT) != 0
+    STEPS: tl.constexpr = (BLOCKS + WIDE * SPLIT - 1) // (WIDE * SPLIT)
+    MASKED: tl.constexpr = LENGTH % (16 * WIDE * SPLIT) != 0
     RAGGED: tl.constexpr = OUTPUTS % (16 * ROWS * WARPS // SPLIT) != 0
     PHASES: tl.constexpr = 8 // AHEAD
     lane = tl.arange(0, 32 * WARPS)
@@ -215,47 +195,49 @@ def mma_kernel(
         row, share = row + share // SPLIT * (16 * ROWS), share % SPLIT
     sums = (tl.full((32 * WARPS,), 0.0, tl.float32),) * (4 * ROWS * TOKENS)
     if BUFFERS == 2:
-        mine = (16 * share + 4 * t)[:, None] + tl.arange(0, 4)[None, :]
-        words = _all_words(meta, row, 16 * share + t, True, OUTPUTS, LENGTH, ROWS, RAGGED, MASKED)
-        weights = _weights(values, row, mine, True, 0, OUTPUTS, LENGTH, ROWS, AHEAD, RAGGED, MASKED)
+        mine = (16 * WIDE * share + 4 * t)[:, None] + tl.arange(0, 4)[None, :]
+        words = _all_words(meta, row, 16 * WIDE * share + t, True, OUTPUTS, LENGTH, ROWS, WIDE, RAGGED, MASKED)
+        weights = _weights(values, row, mine, True, 0, OUTPUTS, LENGTH, ROWS, AHEAD, WIDE, RAGGED, MASKED)
     if EARLY and not INTERPRETED:
         gdc_wait()
     for step in range(STEPS):
-        block = step * SPLIT + share
+        block = WIDE * (step * SPLIT + share)
         mine = (16 * block + 4 * t)[:, None] + tl.arange(0, 4)[None, :]
         if BUFFERS == 1:
-            words = _all_words(meta, row, 16 * block + t, True, OUTPUTS, LENGTH, ROWS, RAGGED, MASKED)
+            words = _all_words(meta, row, 16 * block + t, True, OUTPUTS, LENGTH, ROWS, WIDE, RAGGED, MASKED)
         codes = ()
-        for tile in tl.static_range(ROWS):
+        for tile in tl.static_range(ROWS * WIDE):
             codes = codes + _codes(words, 8 * tile, INTERPRETED)
         for phase in tl.static_range(PHASES):
             # All weights of a phase first: what is in flight hides how long the memory takes.
             if BUFFERS == 1:
-                weights = _weights(values, row, mine, True, phase, OUTPUTS, LENGTH, ROWS, AHEAD, RAGGED, MASKED)
+                weights = _weights(values, row, mine, True, phase, OUTPUTS, LENGTH, ROWS, AHEAD, WIDE, RAGGED, MASKED)
             elif phase + 1 < PHASES:
-                coming = _weights(values, row, mine, True, phase + 1, OUTPUTS, LENGTH, ROWS, AHEAD, RAGGED, MASKED)
-            elif STEPS > 1:
-                more, word = step + 1 < STEPS, 16 * (block + SPLIT) + t
-                words = _all_words(meta, row, word, more, OUTPUTS, LENGTH, ROWS, RAGGED, MASKED)
                 coming = _weights(
-                    values, row, mine + 16 * SPLIT, more, 0, OUTPUTS, LENGTH, ROWS, AHEAD, RAGGED, MASKED
+                    values, row, mine, True, phase + 1, OUTPUTS, LENGTH, ROWS, AHEAD, WIDE, RAGGED, MASKED
+                )  # fmt: skip
+            elif STEPS > 1:
+                more, word = step + 1 < STEPS, 16 * (block + WIDE * SPLIT) + t
+                words = _all_words(meta, row, word, more, OUTPUTS, LENGTH, ROWS, WIDE, RAGGED, MASKED)
+                coming = _weights(
+                    values, row, mine + 16 * WIDE * SPLIT, more, 0, OUTPUTS, LENGTH, ROWS, AHEAD, WIDE, RAGGED, MASKED
                 )  # fmt: skip
             # The assembler would move each load down to where its result is used; it moves none across a barrier.
             tl.debug_barrier()
             activations = _activations(
-                x, tl.program_id(1) * TOKENS, tokens, block, lane, phase, INPUTS, TOKENS, AHEAD, ARRANGED, MASKED
+                x, tl.program_id(1) * TOKENS, block, lane, phase, BLOCKS, TOKENS, AHEAD, WIDE, MASKED
             )
             if BUFFERS == 2:
                 tl.debug_barrier()
-            for ahead in tl.static_range(AHEAD):
+            for unit in tl.static_range(AHEAD * WIDE):
                 added = ()
                 for batch in tl.static_range(TOKENS):
                     for tile in tl.static_range(ROWS):
                         added = added + _both(
                             sums, 4 * (batch * ROWS + tile),
-                            weights, 8 * (ahead * ROWS + tile),
-                            activations, 8 * (ahead * TOKENS + batch),
-                            codes[8 * tile + AHEAD * phase + ahead], BF16, INTERPRETED,
+                            weights, 8 * (unit * ROWS + tile),
+                            activations, 8 * (unit * TOKENS + batch),
+                            codes[8 * (tile * WIDE + unit % WIDE) + AHEAD * phase + unit // WIDE], BF16, INTERPRETED,
                         )  # fmt: skip
                 sums = added
             if BUFFERS == 2 and (phase + 1 < PHASES or STEPS > 1):
@@ -271,8 +253,7 @@ def plan(shape: tuple[int, int, int], dtype: torch.dtype, device: Device = HOPPE
     tokens, outputs, inputs = shape
     config = find("sp24_mma", device, tokens, outputs)
     constants: dict[str, Any] = {"OUTPUTS": outputs, "INPUTS": inputs, **config.tiles, "WARPS": config.warps}
-    constants["EARLY"] = int(constants["EARLY"] and device.early)
-    return constants | {"BF16": dtype == torch.bfloat16}, config
+    return constants | {"EARLY": int(device.early), "BF16": dtype == torch.bfloat16}, config
 
 
 @planned
@@ -297,9 +278,7 @@ def mma(x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None, interprete
     constants, config, _ = found
     outputs, tokens = 16 * constants["ROWS"] * config.warps // constants["SPLIT"], 8 * constants["TOKENS"]
     grid = (cdiv(shape[1], outputs), cdiv(shape[0], tokens))
-    early, activations = bool(constants["EARLY"]) and not interpreted, x.view(torch.int64)
-    if constants["ARRANGED"]:
-        activations = arranged(x, constants["TOKENS"], early)
-    operands = (activations, values.view(torch.int32), meta)
+    early = bool(constants["EARLY"]) and not interpreted
+    operands = (arranged(x, constants["TOKENS"], early), values.view(torch.int32), meta)
     more = {"INTERPRETED": interpreted} | ({"launch_pdl": True} if early else {})
     return linear(mma_kernel, grid, found, x.new_empty(shape[:2]), operands, bias, shape[0], **more)

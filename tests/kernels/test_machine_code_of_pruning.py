@@ -6,12 +6,11 @@ becomes a byte of a mask or is packed as 2:4. What needs more is bound by instru
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from crepe.kernels.triton.configs import HOPPER, find
+from crepe.kernels.triton.configs import HOPPER, Config, find
 from sass import Compiled, compile_kernel, counted, starting
 
 pytest.importorskip("triton")
@@ -23,14 +22,6 @@ pytestmark = counted
 LANES = 32
 
 
-@dataclass(frozen=True)
-class Warps:
-    """What `compile_kernel` wants to know."""
-
-    warps: int
-    stages: int = 1
-
-
 # FACTORS -> the factors that are there
 FACTORS = {0: (), 1: ("norm",), 2: ("norm", "row", "column")}
 
@@ -38,7 +29,7 @@ FACTORS = {0: (), 1: ("norm",), 2: ("norm", "row", "column")}
 def _compiled(kernel: Any, factors: int, tensors: dict[str, str], warps: int, **constants: int) -> Compiled:
     types = {"values": "*bf16", **dict.fromkeys(FACTORS[factors], "*fp32"), **tensors}
     absent = dict.fromkeys(set(FACTORS[2]) - set(FACTORS[factors]))
-    found = compile_kernel(kernel, types, {**constants, **absent, "FACTORS": factors}, Warps(warps))
+    found = compile_kernel(kernel, types, {**constants, **absent, "FACTORS": factors}, Config({}, warps))
     assert starting(found.opcodes(), "LDL", "STL") == 0
     return found
 
@@ -113,13 +104,13 @@ def test_gathering() -> None:
 
 def test_sums_and_windows() -> None:
     types = {"weight": "*bf16", "row_parts": "*fp64", "column_parts": "*fp64", "outputs": "i32"}
-    found = compile_kernel(sums.sums_kernel, types, {"K": 4096, "ROWS": 64, "TILE": 4096}, Warps(4))
+    found = compile_kernel(sums.sums_kernel, types, {"K": 4096, "ROWS": 64, "TILE": 4096}, Config({}, 4))
     assert starting(found.opcodes(), "LDL", "STL") == 0 and found.conversions() == 0
     assert found.loop()["LDG.E.128"] == 4 and sum(found.loop().values()) / 32 <= 10.0
     for reach in (1, 3):
         types = {"weight": "*bf16", "mean": "*fp32", "outputs": "i32"}
         sizes = {"K": 4096, "REACH": reach, "ROWS": box_mean.ROWS, "TILE": 1024}
-        found = compile_kernel(box_mean.box_mean_kernel, types, sizes, Warps(box_mean.WARPS))
+        found = compile_kernel(box_mean.box_mean_kernel, types, sizes, Config({}, box_mean.WARPS))
         assert starting(found.opcodes(), "LDL", "STL") == 0 and found.conversions() == 0
         assert sum(found.loop().values()) / 8 <= 10.0 * (2 * reach + 1) ** 2
 
@@ -129,5 +120,5 @@ def test_bitmaps_do_not_spill() -> None:
     types |= dict.fromkeys(("total", "count", "length"), "i32")
     for kernel in (bitmap.bits_kernel, bitmap.pack_kernel, bitmap.count_kernel, bitmap.unpack_kernel):
         own = {name: types[name] for name in kernel.arg_names if name in types}
-        found = compile_kernel(kernel, own, {"TILE": bitmap.TILE}, Warps(bitmap.WARPS))
+        found = compile_kernel(kernel, own, {"TILE": bitmap.TILE}, Config({}, bitmap.WARPS))
         assert starting(found.opcodes(), "LDL", "STL") == 0

@@ -152,7 +152,7 @@ def test_training_through_a_packed_layer_is_refused_in_the_backward_pass() -> No
         ("matvec", (1, 2, 3)),
         ("mma", (1, 4, 16, 17, 33, 96, 130)),
         ("matmul", (1, 4, 16, 17, 33, 96, 130)),
-        ("unpack", (1, 97, 1024)),
+        ("unpack", (1, 65, 1024)),
         ("torch", (1, 5)),
     ],
 )

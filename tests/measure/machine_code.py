@@ -47,8 +47,7 @@ def sparse_mma(shape: tuple[int, int, int]) -> str:
     from crepe.kernels.triton import sp24_mma as kernel
 
     constants, config, _ = kernel.plan(shape, torch.bfloat16)
-    x = "*i32" if constants["ARRANGED"] else "*i64"
-    types = {"out": "*bf16", "x": x, "values": "*i32", "meta": "*i32", "bias": "*bf16", "tokens": "i32"}
+    types = {"out": "*bf16", "x": "*i32", "values": "*i32", "meta": "*i32", "bias": "*bf16", "tokens": "i32"}
     compiled = compile_kernel(kernel.mma_kernel, types, {**constants, **OFF}, config)
     # Where all steps have been unrolled, what counts as the loop is all of them.
     groups = groups_of_products(compiled.loop(), constants["TOKENS"])

@@ -108,24 +108,49 @@ def _blocks() -> Iterator[Trial]:
         yield Trial("colblock_matmul", (16, wide, deep), config, (64, 8))
 
 
-# Of the sparse tensor cores: rows, bit positions at once, warps of the four that share the inputs, buffers of weights.
-_MMA = [
-    *product((1,), (8,), (4, 2, 1), (1,)), *product((1,), (4,), (4, 2, 1), (2,)),
-    *product((2,), (4,), (4, 2), (1,)), *product((2,), (2,), (4, 2), (2,)),
-]  # fmt: skip
+# Of the sparse tensor cores, by tokens: for up to 8192 outputs, and for more: rows, tiles of tokens, bit positions at
+# once, warps that share the inputs, buffers of weights, neighbouring blocks at once, warps, and registers of a thread,
+# 0 for any number.
+_MMA = {
+    8: (
+        [
+            (1, 1, 8, 4, 1, 1, 4, 0), (1, 1, 8, 4, 1, 1, 4, 128), (1, 1, 4, 4, 1, 2, 4, 128),
+            (1, 1, 8, 8, 1, 1, 8, 128),
+        ],
+        [(1, 1, 4, 2, 2, 1, 4, 0), (1, 1, 4, 2, 2, 1, 2, 128), (1, 1, 2, 2, 2, 1, 4, 0)],
+    ),
+    16: (
+        [
+            (1, 2, 8, 4, 1, 1, 4, 0), (1, 2, 8, 4, 1, 1, 4, 128), (1, 2, 4, 4, 1, 2, 4, 128),
+            (1, 2, 4, 4, 2, 1, 4, 128), (1, 2, 2, 4, 2, 2, 4, 0), (1, 2, 4, 8, 1, 1, 8, 0), (1, 2, 8, 8, 1, 1, 8, 128),
+            (1, 1, 8, 4, 1, 1, 4, 128), (1, 1, 4, 4, 1, 2, 4, 128),
+        ],
+        [
+            (1, 2, 4, 2, 2, 1, 4, 128), (1, 2, 4, 2, 2, 1, 2, 128), (1, 2, 2, 2, 2, 1, 4, 0),
+            (1, 2, 2, 2, 2, 1, 4, 96), (1, 2, 2, 2, 2, 2, 4, 168), (1, 2, 2, 1, 2, 2, 4, 168),
+            (1, 2, 2, 1, 2, 2, 4, 0), (1, 2, 4, 2, 1, 1, 4, 0), (1, 2, 8, 2, 1, 1, 4, 0), (1, 2, 1, 2, 2, 2, 4, 0),
+            (2, 2, 2, 2, 1, 2, 4, 0), (2, 2, 4, 2, 1, 1, 4, 0),
+        ],
+    ),
+    32: (
+        [(1, 4, 2, 4, 1, 1, 4, 0), (1, 4, 2, 4, 1, 2, 4, 0), (1, 2, 4, 4, 1, 2, 4, 0)],
+        [
+            (1, 4, 1, 2, 1, 2, 4, 128), (1, 4, 2, 2, 1, 1, 4, 0), (2, 4, 2, 2, 1, 1, 4, 0), (2, 4, 2, 1, 1, 1, 4, 0),
+        ],
+    ),
+    64: (
+        [(2, 8, 1, 4, 1, 1, 4, 0), (2, 8, 1, 4, 1, 1, 8, 0)],
+        [(2, 8, 1, 1, 1, 1, 4, 0), (1, 8, 1, 2, 1, 1, 4, 0), (2, 8, 1, 4, 1, 1, 8, 0)],
+    ),
+}  # fmt: skip
 
 
 def _mma() -> Iterator[Trial]:
-    names = ("ROWS", "TOKENS", "AHEAD", "ARRANGED", "SPLIT", "BUFFERS", "EARLY")
-    for tokens, (wide, deep), sizes in product((8, 16, 32), (SQUARE, WIDE, DEEP, HALF), _MMA):
-        rows, ahead, split, buffers = sizes
-        # The activations of 32 tokens leave registers for half as many weights.
-        ahead = ahead // 2 if tokens == 32 else ahead
-        # A late start is timed at one place, and there 8 tokens as they lie.
-        starts = ((1, 1), (int(tokens > 8), 0)) if (rows, split) == (1, 4) else ((1, 1),)
-        for arranged, early in starts:
-            tiles = (rows, tokens // 8, ahead, arranged, split, buffers, early)
-            yield Trial("sp24_mma", (tokens, wide, deep), Config(dict(zip(names, tiles, strict=True)), 4))
+    names = ("ROWS", "TOKENS", "AHEAD", "SPLIT", "BUFFERS", "WIDE")
+    for tokens, (wide, deep) in product((16, 8, 32, 64), (SQUARE, WIDE, DEEP, HALF)):
+        for *tiles, warps, registers in _MMA[tokens][wide > 8192]:
+            config = Config(dict(zip(names, tiles, strict=True)), warps, registers=registers)
+            yield Trial("sp24_mma", (tokens, wide, deep), config)
 
 
 def _prefill() -> Iterator[Trial]:
@@ -186,7 +211,7 @@ def _time(trial: Trial, operands: list[tuple[Any, ...]]) -> dict[str, float]:
 def _line(trial: Trial, found: dict[str, Any]) -> dict[str, Any]:
     about = {"title": trial.title, "kernel": trial.kernel, "shape": trial.shape, "blocks": trial.blocks}
     chosen = trial.config
-    return {**about, "config": chosen and [*chosen.tiles.values(), chosen.warps, chosen.stages], **found}
+    return {**about, "config": chosen and [*chosen.tiles.values(), *chosen.options.values()], **found}
 
 
 def _grouped(only: str) -> dict[str, list[Trial]]:

@@ -39,13 +39,14 @@ def test_matmul(tokens: int, outputs: int, inputs: int, dtype: torch.dtype) -> N
 @pytest.mark.parametrize(
     ("shape", "tiles", "warps", "dtype"),
     [
-        ((9, 16, 512), (1, 1, 8, 0, 1, 1, 0), 1, torch.bfloat16),
-        ((5, 20, 96), (1, 1, 8, 1, 4, 1, 1), 4, torch.float16),
-        ((3, 30, 576), (1, 1, 4, 0, 1, 1, 0), 2, torch.float16),
-        ((3, 30, 1024), (1, 1, 8, 0, 1, 2, 0), 2, torch.float16),
-        ((9, 20, 1056), (1, 2, 4, 1, 2, 2, 1), 4, torch.bfloat16),
-        ((3, 19, 96), (2, 1, 4, 1, 1, 2, 0), 1, torch.bfloat16),
-        ((3, 40, 576), (2, 1, 4, 0, 1, 2, 0), 2, torch.float16),
+        ((9, 16, 512), (1, 1, 8, 1, 1, 1), 1, torch.bfloat16),
+        ((5, 20, 96), (1, 1, 8, 4, 1, 1), 4, torch.float16),
+        ((3, 30, 1024), (1, 1, 8, 1, 2, 1), 2, torch.float16),
+        ((9, 20, 1056), (1, 2, 4, 2, 2, 1), 4, torch.bfloat16),
+        ((3, 19, 96), (2, 1, 4, 1, 2, 1), 1, torch.bfloat16),
+        ((3, 40, 576), (2, 1, 4, 1, 2, 1), 2, torch.float16),
+        ((9, 20, 1600), (1, 2, 4, 2, 2, 2), 4, torch.bfloat16),
+        ((3, 40, 1024), (2, 1, 2, 1, 1, 2), 2, torch.float16),
     ],
 )
 def test_mma(
@@ -57,7 +58,7 @@ def test_mma(
 ) -> None:
     """Rows and tokens that fill no tile, words that fill no step of the warps, warps along the inputs and along the
     outputs, one step and several, with weights held ahead and without, each group with codes of its own."""
-    names = ("ROWS", "TOKENS", "AHEAD", "ARRANGED", "SPLIT", "BUFFERS", "EARLY")
+    names = ("ROWS", "TOKENS", "AHEAD", "SPLIT", "BUFFERS", "WIDE")
     sizes = dict(zip(names, tiles, strict=True))
     monkeypatch.setitem(configs.TABLES, "sp24_mma", (Row(Config(sizes, warps)),))
     _check("mma", shape, dtype)
