@@ -10,6 +10,7 @@ from torch import Tensor
 
 from crepe.errors import CrepeError
 from crepe.eval.fidelity import kl_divergence, negative_log_likelihood, top1_matches
+from crepe.models.wide import wide_products
 from crepe.progress import bar
 
 
@@ -24,7 +25,8 @@ def measure(model: Any, reference: Any | None, windows: Tensor) -> dict[str, Any
         CrepeError: the logits are NaN.
     """
     sums = {"model": 0.0, "reference": 0.0, "kl": 0.0, "top1": 0.0}
-    with torch.no_grad(), bar("evaluating", len(windows)) as advance:
+    device = next(model.parameters()).device
+    with torch.no_grad(), wide_products(device), bar("evaluating", len(windows)) as advance:
         for row in windows.split(1):
             logits = _logits(model, row)
             sums["model"] += float(negative_log_likelihood(logits, row.to(logits.device)))

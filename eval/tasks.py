@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from crepe.errors import CrepeError, UsageError
+from crepe.models.wide import wide_products
 
 
 def run_tasks(model: Any, tokenizer: Any, tasks: list[str], include_path: str | None, seqlen: int) -> dict[str, Any]:
@@ -20,9 +21,15 @@ def run_tasks(model: Any, tokenizer: Any, tasks: list[str], include_path: str | 
     manager = check_tasks(tasks, include_path)
     wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, max_length=seqlen)
     try:
-        found = simple_evaluate(
-            model=wrapped, tasks=tasks, task_manager=manager, bootstrap_iters=0, log_samples=False, verbosity="ERROR"
-        )
+        with wide_products(next(model.parameters()).device):
+            found = simple_evaluate(
+                model=wrapped,
+                tasks=tasks,
+                task_manager=manager,
+                bootstrap_iters=0,
+                log_samples=False,
+                verbosity="ERROR",
+            )
     except Exception as error:
         raise CrepeError(f"lm-eval failed on {', '.join(tasks)}: {type(error).__name__}: {error}") from error
     keys = ("results", "versions", "n-shot", "higher_is_better")  # its config holds paths of this machine

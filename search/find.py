@@ -18,6 +18,7 @@ from crepe.errors import CrepeError, UsageError
 from crepe.masks.mixed import Dense
 from crepe.masks.pattern import NofM, Pattern, Unstructured
 from crepe.models.modes import evaluating
+from crepe.models.wide import wide_products
 from crepe.recipe import Choices, Recipe, build, choose
 from crepe.search.about import about_object, about_search, origin_of
 from crepe.search.how import Search
@@ -78,7 +79,7 @@ def search(model: Any = None, output: str | Path | None = None, **fields: Any) -
         about, model, rows = _open(how, recipe)
     else:
         about, rows = about_object(how, recipe, model), _rows(how, recipe, model, tokenizer) if rows is None else rows
-    with evaluating(model), _experts_kept(model):
+    with evaluating(model), _experts_kept(model), wide_products(next(model.parameters()).device):
         found = _search(how, choices, model, rows, {**about, "rows": digest(rows.cpu())})
     found.seconds = time.perf_counter() - started
     if output is not None:

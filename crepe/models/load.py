@@ -225,23 +225,22 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _heard(library: logging.Logger) -> Iterator[io.StringIO]:
-    """What a library warns of, which only errors of it get past."""
+    """What a library warns of, which only errors of it get past. It may pass its lines on to the root's handlers, as
+    transformers does where the environment says CI."""
 
-    def is_error(record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.ERROR
+    def is_wanted(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR or not record.name.startswith(library.name)
 
-    text, level, muted, propagate = io.StringIO(), library.level, list(library.handlers), library.propagate
+    text, level, muted = io.StringIO(), library.level, [*library.handlers, *logging.root.handlers]
     listener = logging.StreamHandler(text)
     for handler in muted:
-        handler.addFilter(is_error)
+        handler.addFilter(is_wanted)
     library.addHandler(listener)
     library.setLevel(logging.WARNING)
-    library.propagate = False  # transformers' goes on to the root's handlers where the environment says CI
     try:
         yield text
     finally:
-        library.propagate = propagate
         library.setLevel(level)
         library.removeHandler(listener)
         for handler in muted:
-            handler.removeFilter(is_error)
+            handler.removeFilter(is_wanted)

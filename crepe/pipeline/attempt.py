@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from crepe.errors import CrepeError, UsageError
+from crepe.models.wide import wide_products
 from crepe.pipeline import distributed
 from crepe.pipeline.journal import Journal
 from crepe.pipeline.plan import make_plan
@@ -44,7 +45,8 @@ def walk_model(
     while True:
         runner = _runner(choices)(model, plan, choices, device, journal)
         try:
-            runner.prune(rows, batch_size)
+            with wide_products(device):
+                runner.prune(rows, batch_size)
             return runner
         except OutOfOrder as error:
             _require_restart(runner, f"the forward does not pass the blocks in order (at {error}), noticed too late")

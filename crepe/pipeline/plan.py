@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from crepe.allocation import ALLOCATIONS, Budget
 from crepe.allocation.bounds import parse_bounds
@@ -17,7 +18,7 @@ from crepe.masks.pattern import Pattern
 from crepe.models.blocks import Block, find_blocks
 from crepe.models.load import parse_device
 from crepe.models.views import UNKNOWN_LAYOUT, Inventory, Skipped, View, inventory, matches, outside
-from crepe.models.wide import wide_bytes
+from crepe.models.wide import wide_bytes, wide_products
 from crepe.recipe import Choices, Recipe
 from crepe.refine import Refinement
 
@@ -163,10 +164,9 @@ def estimate(model: Any, plan: Plan, choices: Choices, in_memory: bool) -> Estim
     # In float32: the weights as they were, as they are and at their best, gradients and two moments.
     fit = 24 * max(sum(p.numel() for p in b.module.parameters()) for b in plan.blocks) if choices.fits_blocks else 0
     pruning = 5 * 4 * largest + activations + grams + fit
-    writing = 0
-    if recipe.calibration == "self":
-        writing = cache_bytes(model, recipe.samples, recipe.seqlen) + wide_bytes(model, parse_device(recipe.device))
-    memory = _BASE_BYTES + (size if in_memory else max(blocks)) + max(pruning, writing)
+    writing = cache_bytes(model, recipe.samples, recipe.seqlen) if recipe.calibration == "self" else 0
+    wide = wide_bytes(model, parse_device(recipe.device))
+    memory = _BASE_BYTES + (size if in_memory else max(blocks)) + max(pruning, writing) + wide
     return Estimate(memory, size, _seconds(model, plan, choices, tokens))
 
 
@@ -195,10 +195,11 @@ def _matmul_speed(dtype: torch.dtype, plan: Plan, recipe: Recipe) -> float:
     sizes = (recipe.batch_size * recipe.seqlen, *max(plan.shapes.values(), key=math.prod))
     tokens, outputs, inputs = (min(size, _LONGEST) for size in sizes)
     left = torch.ones(tokens, inputs, dtype=dtype, device=device)
-    right = torch.ones(inputs, outputs, dtype=dtype, device=device)
-    (left @ right).sum().item()
-    start = time.perf_counter()
-    for _ in range(3):
-        result = left @ right
-    result.sum().item()
+    right = torch.ones(outputs, inputs, dtype=dtype, device=device)
+    with wide_products(device):
+        functional.linear(left, right).sum().item()
+        start = time.perf_counter()
+        for _ in range(3):
+            result = functional.linear(left, right)
+        result.sum().item()
     return 3 * 2 * tokens * outputs * inputs / (time.perf_counter() - start)

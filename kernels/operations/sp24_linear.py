@@ -18,8 +18,8 @@ from crepe.kernels.reference import sp24
 
 # More tokens at once need more registers than a thread has.
 MOST_MATVEC_TOKENS = 3
-# On an H200 the sparse tensor cores were faster than unpacking on the way to the dense ones up to 32 tokens, and on the
-# whole slower at 64; unpacking once was faster than both at 96.
+# On an H200 the sparse tensor cores are faster than unpacking on the way to the dense ones up to 32 tokens, and at 64
+# slower for three shapes of four; unpacking once is faster than that way at 96.
 MOST_MMA_TOKENS = 32
 MOST_MATMUL_TOKENS = 64
 

@@ -49,8 +49,8 @@ def _all_words(
     """The words of metadata of a step, eight for each tile of rows and block."""
     words = ()
     for tile in tl.static_range(ROWS):
+        row = first + 16 * tile
         for wide in tl.static_range(WIDE):
-            row = first + 16 * tile
             words = words + _words(meta, _inside(row, OUTPUTS, RAGGED), word + 16 * wide, more, LENGTH, MASKED)
             words = words + _words(meta, _inside(row + 8, OUTPUTS, RAGGED), word + 16 * wide, more, LENGTH, MASKED)
     return words
@@ -116,7 +116,7 @@ def _activations(
 ):  # fmt: skip
     """The activations of a phase, as `arrange_kernel` has written them: for each bit position, block and tile of tokens
     eight tensors of int32."""
-    mine = (lane % 32 * 4)[:, None] + tl.arange(0, 4)[None, :]
+    lanes = (lane % 32 * 4)[:, None] + tl.arange(0, 4)[None, :]
     activations = ()
     for unit in tl.static_range(AHEAD * WIDE):
         place = block + unit % WIDE
@@ -124,7 +124,7 @@ def _activations(
             place = tl.minimum(place, BLOCKS - 1)
         for batch in tl.static_range(TOKENS):
             piece = ((tile_of_tokens + batch) * BLOCKS + place) * 8 + AHEAD * PHASE + unit // WIDE
-            at = x + (piece.to(tl.int64) * 256)[:, None] + mine
+            at = x + (piece.to(tl.int64) * 256)[:, None] + lanes
             near, far = tl.load(at, eviction_policy="evict_last"), tl.load(at + 128, eviction_policy="evict_last")
             activations = activations + split4(near, lane.shape[0]) + split4(far, lane.shape[0])
     return activations
@@ -253,6 +253,9 @@ def plan(shape: tuple[int, int, int], dtype: torch.dtype, device: Device = HOPPE
     tokens, outputs, inputs = shape
     config = find("sp24_mma", device, tokens, outputs)
     constants: dict[str, Any] = {"OUTPUTS": outputs, "INPUTS": inputs, **config.tiles, "WARPS": config.warps}
+    blocks, split, wide = cdiv(inputs // 32, 16), constants["SPLIT"], constants["WIDE"]
+    if cdiv(blocks, split) < wide * cdiv(blocks, wide * split):  # side by side, some would be empty
+        constants |= {"WIDE": 1, "AHEAD": min(8, constants["AHEAD"] * wide)}
     return constants | {"EARLY": int(device.early), "BF16": dtype == torch.bfloat16}, config
 
 

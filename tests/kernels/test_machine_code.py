@@ -37,7 +37,7 @@ BF16 = torch.bfloat16
 def _stays_within(compiled: Compiled, config: Config) -> None:
     """Its registers, and the shared memory that the table names. Where the table limits registers, some spill."""
     opcodes = compiled.opcodes()
-    assert starting(opcodes, "LDL", "STL") <= (0.025 * sum(opcodes.values()) if config.registers else 0)
+    assert starting(opcodes, "LDL", "STL") <= (0.03 * sum(opcodes.values()) if config.registers else 0)
     assert compiled.shared <= config.shared
 
 

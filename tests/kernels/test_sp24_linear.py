@@ -22,7 +22,16 @@ from crepe.kernels.reference import sp24
 from gpu import needs_gpu, replayed
 from sparse_weights import SP24_CHOICES, assert_close, exact, poisoned, sp24_weight, strided, weight_of
 
-GPU_SHAPES = [(512, 2048), (1000, 3584), (4096, 4096), (2050, 11008), (9000, 1536), (576, 576), (300, 160)]
+GPU_SHAPES = [
+    (512, 2048),
+    (1000, 3584),
+    (4096, 4096),
+    (2050, 11008),
+    (9000, 1536),
+    (16500, 1536),
+    (576, 576),
+    (300, 160),
+]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -66,7 +66,7 @@ def test_only_what_pays_is_widened(
     tokens: int, dtype: torch.dtype, widened: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[torch.dtype] = []
-    monkeypatch.setattr(wide, "_linear", lambda inputs, *rest: seen.append(inputs.dtype) or inputs)
+    monkeypatch.setattr(wide, "_linear", lambda dtype, inputs, *rest: seen.append(inputs.dtype) or inputs)
     layer, inputs = _layer(dtype), _inputs(tokens, dtype)
     layer(inputs)
     assert not seen
@@ -109,3 +109,47 @@ def test_gradients_flow() -> None:
 def test_other_devices_have_their_own_products(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     assert wide._fast(torch.device("cuda")) and wide_bytes(tiny_model("llama"), torch.device("cuda")) == 0
+
+
+@pytest.mark.parametrize("most", [40 * 96, 1000, 96])
+@pytest.mark.parametrize("bias", [True, False])
+def test_parts_of_a_weight_are_the_whole(most: int, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, inputs = _layer(torch.bfloat16, bias), _inputs(64, torch.bfloat16)
+    with wide_products(CPU), torch.no_grad():
+        whole = layer(inputs)
+        monkeypatch.setattr(wide, "_MOST", most)
+        assert torch.equal(layer(inputs), whole)
+
+
+def test_what_autocast_makes_is_widened_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, inputs = _layer(torch.float32), _inputs(64, torch.float32)
+    real, seen = wide._linear, []
+    monkeypatch.setattr(wide, "_linear", lambda *args: seen.append(args[0]) or real(*args))
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = layer(inputs)
+        with wide_products(CPU):
+            found = layer(inputs)
+            found.float().square().sum().backward()
+    assert seen == [torch.bfloat16] and found.dtype == expected.dtype == torch.bfloat16
+    assert torch.allclose(found.float(), expected.float(), rtol=2**-7, atol=2**-9)
+    assert layer.weight.grad is not None and layer.weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("what", ["prune", "evaluate", "search"])
+def test_what_calibrates_and_evaluates_is_widened(
+    what: str, text_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import crepe
+
+    real, seen = wide._linear, []
+    monkeypatch.setattr(wide, "_linear", lambda *args: seen.append(1) or real(*args))
+    model, rows = tiny_model("llama").to(torch.bfloat16), torch.arange(96).reshape(2, 48) % 40
+    if what == "prune":
+        crepe.prune(model, rows=rows)
+    elif what == "evaluate":
+        from crepe.eval.perplexity import measure
+
+        measure(model, None, rows)
+    else:
+        crepe.find_coefficients(model, rows=rows, trials=2, held=1)
+    assert seen

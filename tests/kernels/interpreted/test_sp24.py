@@ -9,7 +9,7 @@ from crepe.errors import CrepeError
 from crepe.kernels.operations.sp24_linear import OPERATION
 from crepe.kernels.operations.sp24_unpack import OPERATION as UNPACK
 from crepe.kernels.reference import sp24
-from crepe.kernels.triton import configs
+from crepe.kernels.triton import configs, sp24_mma
 from crepe.kernels.triton.configs import Config, Row
 from sparse_weights import SP24_CHOICES, assert_close, exact, poisoned, sp24_weight, weight_of
 
@@ -92,6 +92,23 @@ def test_every_tile_of_matmul(config: Row, monkeypatch: pytest.MonkeyPatch) -> N
     values, meta = sp24_weight(40, 384, torch.bfloat16)
     x = weight_of(5, 384, torch.bfloat16, 2)
     assert_close(OPERATION.run(x, values, meta, None, backend="matmul"), exact(x, sp24.unpack(values, meta), None))
+
+
+@pytest.mark.parametrize("row", configs.TABLES["sp24_mma"], ids=str)
+def test_every_tile_of_mma(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(configs.TABLES, "sp24_mma", (Row(row.config),))
+    tiles = row.config.tiles
+    shape = (9, 20, 512 * tiles["SPLIT"] * tiles["WIDE"])
+    assert sp24_mma.plan(shape, torch.bfloat16, configs.HOPPER)[0]["WIDE"] == tiles["WIDE"]
+    _check("mma", shape, torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "wide", "ahead"), [(2048, 1, 8), (4096, 2, 4), (5120, 1, 8), (11008, 2, 4), (32, 1, 8)]
+)
+def test_blocks_lie_side_by_side_where_none_would_be_empty(inputs: int, wide: int, ahead: int) -> None:
+    constants, *_ = sp24_mma.plan((16, 4096, inputs), torch.bfloat16, configs.HOPPER)
+    assert (constants["WIDE"], constants["AHEAD"]) == (wide, ahead)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
