@@ -229,7 +229,7 @@ def _heard(library: logging.Logger) -> Iterator[io.StringIO]:
     transformers does where the environment says CI."""
 
     def is_wanted(record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.ERROR or not record.name.startswith(library.name)
+        return record.levelno >= logging.ERROR or not f"{record.name}.".startswith(f"{library.name}.")
 
     text, level, muted = io.StringIO(), library.level, [*library.handlers, *logging.root.handlers]
     listener = logging.StreamHandler(text)

@@ -165,7 +165,7 @@ def estimate(model: Any, plan: Plan, choices: Choices, in_memory: bool) -> Estim
     fit = 24 * max(sum(p.numel() for p in b.module.parameters()) for b in plan.blocks) if choices.fits_blocks else 0
     pruning = 5 * 4 * largest + activations + grams + fit
     writing = cache_bytes(model, recipe.samples, recipe.seqlen) if recipe.calibration == "self" else 0
-    wide = wide_bytes(model, parse_device(recipe.device))
+    wide = wide_bytes(model, parse_device(recipe.device), recipe.batch_size * recipe.seqlen)
     memory = _BASE_BYTES + (size if in_memory else max(blocks)) + max(pruning, writing) + wide
     return Estimate(memory, size, _seconds(model, plan, choices, tokens))
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from crepe.models.blocks import Block
+from crepe.models.wide import wide_products
 
 
 class OutOfOrder(Exception):
@@ -84,7 +85,8 @@ class _Parent:
     def _run(self, forward: Callable[[], Any]) -> None:
         _CURRENT.parent = self
         try:
-            with torch.no_grad():
+            # What the walk has entered does not hold in this thread.
+            with torch.no_grad(), wide_products(torch.device("cpu")):
                 forward()
             self._to_walk.put(None)
         except _Stop:

@@ -77,8 +77,8 @@ TABLES: dict[str, tuple[Row, ...]] = {
         Row(Config({"ROWS": 2, "WORDS": 128}, 1)),
     ),
     # The fewer outputs, the more warps share the inputs of one, so that all multiprocessors have work. With a limit of
-    # registers three or four blocks fit instead of two or three, which is worth the few that spill. Timed at 4096, 11008
-    # and 22016 outputs; 16384 lies between.
+    # registers three or four blocks fit instead of two or three, which is worth the few that spill. Timed at 4096,
+    # 11008 and 22016 outputs; 16384 lies between.
     "sp24_mma": (
         Row(_mma(1, 1, 4, 4, wide=2), tokens=8, outputs=8192),
         Row(_mma(1, 1, 4, 2, buffers=2), tokens=8),

@@ -254,7 +254,7 @@ def plan(shape: tuple[int, int, int], dtype: torch.dtype, device: Device = HOPPE
     config = find("sp24_mma", device, tokens, outputs)
     constants: dict[str, Any] = {"OUTPUTS": outputs, "INPUTS": inputs, **config.tiles, "WARPS": config.warps}
     blocks, split, wide = cdiv(inputs // 32, 16), constants["SPLIT"], constants["WIDE"]
-    if cdiv(blocks, split) < wide * cdiv(blocks, wide * split):  # side by side, some would be empty
+    if cdiv(blocks, split) < wide * cdiv(blocks, wide * split):  # side by side, more would be empty
         constants |= {"WIDE": 1, "AHEAD": min(8, constants["AHEAD"] * wide)}
     return constants | {"EARLY": int(device.early), "BF16": dtype == torch.bfloat16}, config
 
