@@ -99,7 +99,7 @@ def test_every_tile_of_mma(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(configs.TABLES, "sp24_mma", (Row(row.config),))
     tiles = row.config.tiles
     # Two steps, and a last block that is not full.
-    shape = (9, 20, 2 * 512 * tiles["SPLIT"] * tiles["WIDE"] - 480)
+    shape = (9, 16, 2 * 512 * tiles["SPLIT"] * tiles["WIDE"] - 480)
     assert sp24_mma.plan(shape, torch.bfloat16, configs.HOPPER)[0]["WIDE"] == tiles["WIDE"]
     _check("mma", shape, torch.bfloat16)
 
