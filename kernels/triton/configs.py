@@ -63,9 +63,9 @@ class Row:
     device: str = ""
 
 
-def _mma(rows: int, tokens: int, ahead: int, split: int, buffers: int = 1, wide: int = 1, registers: int = 0) -> Config:
-    """Four warps, of which `split` share the inputs."""
-    tiles = {"ROWS": rows, "TOKENS": tokens, "AHEAD": ahead, "SPLIT": split, "BUFFERS": buffers, "WIDE": wide}
+def _mma(tokens: int, ahead: int, split: int, buffers: int = 1, wide: int = 1, registers: int = 0) -> Config:
+    """Four warps, of which `split` share the inputs of one tile of rows: two were slower up to 32 tokens."""
+    tiles = {"ROWS": 1, "TOKENS": tokens, "AHEAD": ahead, "SPLIT": split, "BUFFERS": buffers, "WIDE": wide}
     return Config(tiles, 4, shared=2 << 10, registers=registers)
 
 
@@ -80,13 +80,13 @@ TABLES: dict[str, tuple[Row, ...]] = {
     # registers three or four blocks fit instead of two or three, which is worth the few that spill. Timed at 4096,
     # 11008 and 22016 outputs; 16384 lies between.
     "sp24_mma": (
-        Row(_mma(1, 1, 4, 4, wide=2), tokens=8, outputs=8192),
-        Row(_mma(1, 1, 4, 2, buffers=2), tokens=8),
-        Row(_mma(1, 2, 4, 4, wide=2), tokens=16, outputs=8192),
-        Row(_mma(1, 2, 2, 2, buffers=2, wide=2, registers=168), tokens=16, outputs=16384),
-        Row(_mma(1, 2, 2, 1, buffers=2, wide=2, registers=168), tokens=16),
-        Row(_mma(1, 4, 4, 4), outputs=8192),
-        Row(_mma(1, 4, 1, 2, wide=2, registers=128)),
+        Row(_mma(1, 4, 4, wide=2), tokens=8, outputs=8192),
+        Row(_mma(1, 4, 2, buffers=2), tokens=8),
+        Row(_mma(2, 4, 4, wide=2), tokens=16, outputs=8192),
+        Row(_mma(2, 2, 2, buffers=2, wide=2, registers=168), tokens=16, outputs=16384),
+        Row(_mma(2, 2, 1, buffers=2, wide=2, registers=168), tokens=16),
+        Row(_mma(4, 4, 4), outputs=8192),
+        Row(_mma(4, 1, 2, wide=2, registers=128)),
     ),
     # Few outputs: narrow tiles, so that all multiprocessors have work; the tokens are a second axis of the grid.
     "sp24_matmul": (

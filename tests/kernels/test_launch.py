@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,8 +16,16 @@ pytest.importorskip("triton")
 
 from triton.compiler.compiler import LazyDict
 
-from crepe.kernels.triton import colblock_matmul, colblock_matvec, sp24_matmul, sp24_matvec, sp24_mma, sp24_unpack
-from crepe.kernels.triton.configs import device_of
+from crepe.kernels.triton import (
+    colblock_matmul,
+    colblock_matvec,
+    configs,
+    sp24_matmul,
+    sp24_matvec,
+    sp24_mma,
+    sp24_unpack,
+)
+from crepe.kernels.triton.configs import Row, device_of
 from crepe.masks import ColBlock
 from fake_gpu import FakeGPU, fake_gpu
 
@@ -97,6 +106,15 @@ def test_unpacking_is_launched_the_same_way(gpu: FakeGPU) -> None:
     values, meta = sp24_weight(64, 4096, BF16)
     first, second = (_asked(gpu, lambda: sp24_unpack.unpack(values, meta, False)) for _ in range(2))
     assert first == second and first[0][0] == (64, 1, 1)
+
+
+def test_a_limit_of_registers_reaches_the_compiler(gpu: FakeGPU, monkeypatch: pytest.MonkeyPatch) -> None:
+    row, found = configs.TABLES["sp24_mma"][0], set()
+    for registers in (0, 64):
+        monkeypatch.setitem(configs.TABLES, "sp24_mma", (Row(replace(row.config, registers=registers)),))
+        configs.forget()
+        found.add(_binary(_asked(gpu, lambda: _sp24(sp24_mma.mma)(8, BF16, None))))
+    assert len(found) == 2
 
 
 def test_every_gpu_has_a_binary_of_its_own(gpu: FakeGPU) -> None:

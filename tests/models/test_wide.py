@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +26,14 @@ def slow_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wide, "_fast", lambda device: False)
 
 
+@pytest.fixture
+def widened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """The arguments of every product that is computed in float32: dtype, inputs, weight and bias."""
+    real, seen = wide._linear, []
+    monkeypatch.setattr(wide, "_linear", lambda *args: seen.append(args) or real(*args))
+    return seen
+
+
 def _layer(dtype: torch.dtype, bias: bool = True) -> nn.Linear:
     torch.manual_seed(0)
     return nn.Linear(96, 40, bias=bias).to(dtype)
@@ -34,26 +43,20 @@ def _inputs(tokens: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(2, tokens // 2, 96, generator=torch.Generator().manual_seed(1)).to(dtype)
 
 
-def test_a_model_that_writes_text_is_widened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    seen: list[int] = []
-    real = wide._linear
-    monkeypatch.setattr(wide, "_linear", lambda *args: seen.append(1) or real(*args))
+def test_a_model_that_writes_text_is_widened(widened: list[tuple[Any, ...]], tmp_path: Path) -> None:
     rows = self_rows(tiny_model("llama").to(torch.bfloat16), save_tokenizer(tmp_path), 40, 8, seed=0)
-    assert rows.shape == (40, 8) and seen
+    assert rows.shape == (40, 8) and widened
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_product_is_the_exact_one_rounded_once(
-    dtype: torch.dtype, bias: bool, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, bias: bool, widened: list[tuple[Any, ...]]
 ) -> None:
     layer, inputs = _layer(dtype, bias), _inputs(64, dtype)
-    seen: list[int] = []
-    real = wide._linear
-    monkeypatch.setattr(wide, "_linear", lambda *args: seen.append(1) or real(*args))
     with wide_products(CPU):
         found = layer(inputs)
-    assert seen
+    assert widened
     exact = nn.functional.linear(inputs.double(), layer.weight.double(), layer.bias.double() if bias else None)
     assert found.dtype == dtype
     near = (found - exact).abs() <= 0.51 * torch.finfo(dtype).eps * exact.abs().clamp_min(1e-3)
@@ -158,16 +161,14 @@ def test_what_is_kept_for_gradients_is_not_wider() -> None:
     assert kept == [torch.bfloat16, torch.bfloat16]
 
 
-def test_what_autocast_makes_is_widened_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_autocast_makes_is_widened_too(widened: list[tuple[Any, ...]]) -> None:
     layer, inputs = _layer(torch.float32), _inputs(64, torch.float32)
-    real, seen = wide._linear, []
-    monkeypatch.setattr(wide, "_linear", lambda *args: seen.append(args[0]) or real(*args))
     with torch.autocast("cpu", torch.bfloat16):
         expected = layer(inputs)
         with wide_products(CPU):
             found = layer(inputs)
             found.float().square().sum().backward()
-    assert seen == [torch.bfloat16] and found.dtype == expected.dtype == torch.bfloat16
+    assert [dtype for dtype, *_ in widened] == [torch.bfloat16] and found.dtype == expected.dtype == torch.bfloat16
     assert torch.allclose(found.float(), expected.float(), rtol=2**-7, atol=2**-9)
     assert layer.weight.grad is not None and layer.weight.grad.dtype == torch.float32
 
@@ -201,14 +202,11 @@ def test_what_it_leaves_to_torch(case: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("what", ["prune", "refit", "parent", "evaluate", "tasks", "search", "speed"])
-def test_what_runs_models_is_widened(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_runs_models_is_widened(
+    what: str, widened: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     import crepe
 
-    shapes: list[tuple[tuple[int, ...], bool]] = []
-    real = wide._linear
-    monkeypatch.setattr(
-        wide, "_linear", lambda *args: shapes.append((tuple(args[2].shape), args[2].requires_grad)) or real(*args)
-    )
     model, rows = tiny_model("llama").to(torch.bfloat16), torch.arange(96).reshape(2, 48) % 40
     if what == "prune":
         crepe.prune(model, rows=rows)
@@ -226,9 +224,9 @@ def test_what_runs_models_is_widened(what: str, monkeypatch: pytest.MonkeyPatch)
     else:
         choices = choose(build({"model": "x", "device": "cpu"}))
         _matmul_speed(torch.bfloat16, make_plan(model, choices), choices.recipe)
-    assert shapes
-    assert what != "refit" or any(fitted for _, fitted in shapes)
-    assert what != "parent" or (32, 16) in [shape for shape, _ in shapes]
+    assert widened
+    assert what != "refit" or any(weight.requires_grad for _, _, weight, _ in widened)
+    assert what != "parent" or (32, 16) in [tuple(weight.shape) for _, _, weight, _ in widened]
 
 
 def _opt() -> nn.Module:
